@@ -1,0 +1,62 @@
+"""The options that say which model to load and how to decode, shared by the commands."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+
+from blenderbot_jax.chatbot import Chatbot
+
+_DTYPES = ("float32", "bfloat16", "float16")
+# Option name -> (field of GenerationConfig, type, help).
+_DECODING: dict[str, tuple[str, Any, str]] = {
+    "--beams": ("num_beams", int, "Width of the beam search; 1 decodes greedily."),
+    "--sample/--no-sample": ("do_sample", bool, "Draw at random instead of searching for the best."),
+    "--temperature": ("temperature", float, "With --sample: above 1 is bolder, below 1 safer."),
+    "--top-k": ("top_k", int, "With --sample: draw among the k likeliest tokens."),
+    "--top-p": ("top_p", float, "With --sample: draw among the likeliest that hold this probability."),
+    "--min-length": ("min_length", int, "Fewest tokens of a reply, the start token included."),
+    "--max-length": ("max_length", int, "Most tokens of a reply, the start token included."),
+    "--length-penalty": ("length_penalty", float, "Under beams: above 0 favours longer replies."),
+    "--no-repeat": ("no_repeat_ngram_size", int, "No n-gram of this size occurs twice in a reply; 0 allows it."),
+    "--no-echo": (
+        "encoder_no_repeat_ngram_size",
+        int,
+        "No n-gram of this size is repeated from the prompt; 0 allows it.",
+    ),
+    "--repetition-penalty": ("repetition_penalty", float, "Above 1 discourages tokens that the reply has already."),
+}
+
+
+def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a command; it receives them as keywords and passes them to `load_bot`."""
+    for flag, (field, kind, text) in reversed(_DECODING.items()):
+        type_ = {} if kind is bool else {"type": kind}
+        command = click.option(flag, field, default=None, help=text, **type_)(command)
+    for option in reversed(
+        (
+            click.option("--model", "name", default="demo", show_default=True, help="Folder, hub name, or demo."),
+            click.option(
+                "--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True, help="Precision."
+            ),
+            click.option("--revision", default=None, help="Branch, tag or commit on the hub."),
+            click.option("--local-only", is_flag=True, help="Never use the network."),
+            click.option("--seed", type=int, default=0, show_default=True, help="With --sample: where chance begins."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def load_bot(
+    *, name: str, dtype: str, revision: str | None, local_only: bool, seed: int, **decoding: Any
+) -> tuple[Chatbot, jax.Array | None]:
+    """The bot that the options describe, and the key it draws with (None if it does not sample)."""
+    bot = Chatbot.from_pretrained(name, dtype=jnp.dtype(dtype), revision=revision, local_files_only=local_only)
+    changes = {field: value for field, value in decoding.items() if value is not None}
+    if changes.get("do_sample") and "num_beams" not in changes:
+        changes["num_beams"] = 1
+    bot = bot.configured(**changes)
+    return bot, jax.random.key(seed) if bot.generation_config.do_sample else None

@@ -1,0 +1,72 @@
+"""`blenderbot-jax reply`: answer one utterance, or one a line."""
+
+import sys
+from typing import Any, TextIO
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from blenderbot_jax.cli.options import load_bot, model_and_decoding
+
+
+@click.command()
+@click.argument("text", nargs=-1)
+@click.option(
+    "--file", "source", type=click.File("r", encoding="utf-8"), help="One utterance a line; - is standard input."
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Most lines decoded together."
+)
+@model_and_decoding
+def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **options: Any) -> None:
+    """Answer TEXT, or every line of a file or of standard input.
+
+    Replies go to standard output, one a line in the order of the utterances; an empty line stays empty.
+
+    \b
+    Examples:
+      blenderbot-jax reply "My friends are cool but they eat too many carbs."
+      blenderbot-jax reply --sample --temperature 0.8 --seed 7 "Hi there!"
+      blenderbot-jax reply --file questions.txt > answers.txt
+      cat questions.txt | blenderbot-jax reply
+      blenderbot-jax reply --model facebook/blenderbot-400M-distill "Hi there!"
+    """
+    utterances = _utterances(text, source)
+    if not any(utterances):
+        raise click.UsageError("there is nothing to answer: every line is empty")
+    bot, key = load_bot(**options)
+    rows = [row for row, utterance in enumerate(utterances) if utterance]
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=len(rows) < 2,
+    )
+    with progress:
+        task = progress.add_task("replies (the first of each length compiles)", total=len(rows))
+        answers = bot.replies(
+            [utterances[row] for row in rows],
+            batch_size=batch_size,
+            key=key,
+            on_progress=lambda count: progress.advance(task, count),
+        )
+    by_row = dict(zip(rows, answers, strict=True))
+    for row in range(len(utterances)):
+        click.echo(by_row.get(row, ""))
+
+
+def _utterances(text: tuple[str, ...], source: TextIO | None) -> list[str]:
+    if text and source:
+        raise click.UsageError("give TEXT or --file, not both")
+    if text:
+        return [" ".join(text).strip()]
+    if source is None and sys.stdin.isatty():
+        raise click.UsageError('give a TEXT, as in: blenderbot-jax reply "Hello there!"')
+    try:
+        return [line.strip() for line in (source or sys.stdin).read().splitlines()]
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"the input is not UTF-8 text: {error.reason} at byte {error.start}") from error

@@ -1,0 +1,130 @@
+"""Greedy decoding and sampling: K independent rows per prompt, one token each per step."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from blenderbot_jax.generation.plan import Plan, Settings
+from blenderbot_jax.generation.processors import Step, process
+
+# step(tokens [B, K], cache) -> (logits [B, K, V] float32, cache)
+StepFunction = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Replies:
+    """Decoded rows, best first where they are ranked."""
+
+    tokens: jax.Array
+    """[B, K, C] int32, start token first; pad after the end."""
+    lengths: jax.Array
+    """[B, K] int32, tokens up to and with the end token, start included."""
+    scores: jax.Array
+    """[B, K] float32."""
+    log_probs: jax.Array
+    """[B, K, C] float32: the processed log-probability of each token; 0 at the start and after the end."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowState:
+    """The loop's state."""
+
+    length: jax.Array
+    """Scalar int32: places filled, start token included."""
+    tokens: jax.Array
+    """[B, K, C] int32."""
+    log_probs: jax.Array
+    """[B, K, C] float32."""
+    lengths: jax.Array
+    """[B, K] int32: tokens of each row that are its own."""
+    finished: jax.Array
+    """[B, K] bool."""
+    cache: Any
+
+
+def decode_rows(
+    step: StepFunction,
+    cache: Any,
+    source_ids: jax.Array,
+    valid: jax.Array,
+    settings: Settings,
+    plan: Plan,
+    key: jax.Array | None,
+) -> Replies:
+    """Decode greedily, or draw every token if a key is given.
+
+    Args:
+        step: one token per row in, logits out.
+        cache: what `step` takes and gives back.
+        source_ids: [B, S], for the rules that look at the prompt.
+        valid: [B] bool; rows that only fill the batch start finished.
+        settings, plan: how to decode.
+        key: a `jax.random.key`; None takes the likeliest token. Row k of prompt b draws from its own stream, whatever
+            else is in the batch.
+    """
+    state = _start(cache, source_ids.shape[0], valid, settings, plan)
+    keys = None if key is None else _row_keys(key, *state.finished.shape)
+
+    def unfinished(state: RowState) -> jax.Array:
+        return ~state.finished.all() & (state.length < plan.capacity)
+
+    def advance(state: RowState) -> RowState:
+        logits, cache = step(state.tokens[:, :, state.length - 1], state.cache)
+        scores = process(logits, Step(state.tokens, state.length, source_ids), settings, plan)
+        chosen = scores.argmax(axis=-1) if keys is None else _draw(keys, state.length, scores)
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(scores), chosen[..., None], axis=-1)[..., 0]
+        return _write(dataclasses.replace(state, cache=cache), chosen.astype(jnp.int32), log_probs, settings)
+
+    end = jax.lax.while_loop(unfinished, advance, state)
+    return Replies(end.tokens, end.lengths, end.log_probs.sum(axis=-1), end.log_probs)
+
+
+def _start(cache: Any, B: int, valid: jax.Array, settings: Settings, plan: Plan) -> RowState:
+    shape = (B, plan.rows, plan.capacity)
+    tokens = jnp.broadcast_to(settings.pad_token[:, None, None], shape)
+    tokens = tokens.at[:, :, 0].set(jnp.broadcast_to(settings.start_token[:, None], shape[:2]))
+    return RowState(
+        length=jnp.int32(1),
+        tokens=tokens,
+        log_probs=jnp.zeros(shape, jnp.float32),
+        lengths=jnp.ones(shape[:2], jnp.int32),
+        finished=jnp.broadcast_to(~valid[:, None], shape[:2]),
+        cache=cache,
+    )
+
+
+def _write(state: RowState, chosen: jax.Array, log_probs: jax.Array, settings: Settings) -> RowState:
+    """Append the chosen tokens [B, K] to the rows that are not finished."""
+    running = ~state.finished
+    token = jnp.where(running, chosen, settings.pad_token[:, None])
+    ended = (token[..., None] == settings.eos_tokens[:, None]).any(axis=-1)
+    full = state.length + 1 >= settings.max_length[:, None]
+    return dataclasses.replace(
+        state,
+        length=state.length + 1,
+        tokens=state.tokens.at[:, :, state.length].set(token),
+        log_probs=state.log_probs.at[:, :, state.length].set(jnp.where(running, log_probs, 0)),
+        lengths=state.lengths + running.astype(jnp.int32),
+        finished=state.finished | ended | full,
+    )
+
+
+def _row_keys(key: jax.Array, B: int, K: int) -> jax.Array:
+    """[B, K] keys, each the same however large B and K are."""
+    per_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(per_prompt, jnp.arange(K))
+
+
+def _draw(keys: jax.Array, length: jax.Array, scores: jax.Array) -> jax.Array:
+    """One token per row from softmax(scores), [B, K]."""
+
+    def draw(key: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.random.categorical(jax.random.fold_in(key, length), row)
+
+    return jax.vmap(jax.vmap(draw))(keys, scores)

@@ -1,0 +1,295 @@
+"""The parts of the transformer: Linear, LayerNorm, Embedding, attention, encoder layer, decoder layer.
+
+Shapes: B batch, K beams, T query length, S key length, N heads, H head width, D model width, C cache capacity.
+Dropout and layerdrop are on exactly when `apply` is given `rngs={"dropout": key}`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from blenderbot_jax.cache import append
+from blenderbot_jax.config import BlenderbotConfig
+
+DType = Any
+KeysValues = tuple[jax.Array, jax.Array]
+
+# 1.0 below the largest float16 by the margin of transformers' encoder, which clamps where float16 would overflow.
+_FLOAT16_LIMIT = 65504.0 - 1000.0
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+def precision_for(dtype: DType) -> jax.lax.Precision | None:
+    """Full precision for float32, which GPUs and TPUs would otherwise cut short; the default for half precision."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def matmul(x: jax.Array, kernel: Any) -> jax.Array:
+    """`x @ kernel`; a kernel that is not an array (packed, quantised, adapted) brings its own `__rmatmul__`."""
+    if not hasattr(kernel, "astype"):
+        return kernel.__rmatmul__(x)
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision_for(x.dtype))
+
+
+def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+    """Zero a share of `x` and scale up the rest, if the caller gave a dropout key."""
+    if rate == 0 or not module.has_rng("dropout"):
+        return x
+    if rate == 1:
+        return jnp.zeros_like(x)
+    keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def layerdrop(module: nn.Module, before: jax.Array, after: jax.Array, rate: float) -> jax.Array:
+    """Undo a whole layer with probability `rate`, if the caller gave a dropout key."""
+    if rate == 0 or not module.has_rng("dropout"):
+        return after
+    return jnp.where(jax.random.bernoulli(module.make_rng("dropout"), rate), before, after)
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias`, kernel [in, out].
+
+    An existing kernel is read without linen's shape check, so that it may be any registered leaf `matmul` accepts.
+    """
+
+    features: int
+    init_std: float
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.has_variable("params", "kernel"):
+            kernel = self.get_variable("params", "kernel")
+        else:
+            shape = (x.shape[-1], self.features)
+            kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return matmul(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Normalise the last axis, eps 1e-5: float32 and two passes, whatever the dtype."""
+
+    dtype: DType
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(axis=-1, keepdims=True)
+        variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+        normal = centred * jax.lax.rsqrt(variance + 1e-5)
+        return (normal * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
+
+
+class Embedding(nn.Module):
+    """A table [rows, D]: `__call__` looks rows up, `attend` gives logits against all of them."""
+
+    rows: int
+    features: int
+    init_std: float
+    dtype: DType
+    zero_row: int | None = None
+
+    def setup(self) -> None:
+        self.embedding = self.param("embedding", self._init, (self.rows, self.features))
+
+    def _init(self, key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        table = self.init_std * jax.random.normal(key, shape, jnp.float32)
+        return table if self.zero_row is None else table.at[self.zero_row].set(0)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """[...] ids to [..., D]."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """[..., D] to [..., rows] products with every row, accumulated in float32."""
+        return jnp.einsum(
+            "...d,vd->...v",
+            x,
+            self.embedding.astype(x.dtype),
+            precision=precision_for(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax of scaled products in float32, [..., T, S]; masked keys get zero unless a row has no other."""
+    precision = precision_for(q.dtype)
+    scores = jnp.einsum("...th,...sh->...ts", q, k, precision=precision, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases on all four projections."""
+
+    config: BlenderbotConfig
+    heads: int
+    dtype: DType
+
+    def setup(self) -> None:
+        linear = partial(Linear, self.config.d_model, self.config.init_std, self.dtype)
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = linear(), linear(), linear(), linear()
+
+    def queries(self, x: jax.Array) -> jax.Array:
+        """[B, ..., T, D] to [B, N, ..., T, H]."""
+        return self._split_heads(self.q_proj(x))
+
+    def keys_values(self, y: jax.Array) -> KeysValues:
+        """[B, ..., S, D] to two arrays [B, N, ..., S, H]."""
+        return self._split_heads(self.k_proj(y)), self._split_heads(self.v_proj(y))
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+        """Queries [..., T, H] over keys [..., S, H], mask broadcasting to [..., T, S], to [..., T, H]."""
+        weights = dropout(self, attention_weights(q, k, mask), self.config.attention_dropout)
+        return jnp.einsum("...ts,...sh->...th", weights.astype(v.dtype), v, precision=precision_for(v.dtype))
+
+    def output(self, heads: jax.Array) -> jax.Array:
+        """[B, N, ..., T, H] to [B, ..., T, D]."""
+        joined = jnp.moveaxis(heads, 1, -2)
+        return self.out_proj(joined.reshape(*joined.shape[:-2], -1))
+
+    def __call__(self, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
+        """Attend from x [B, T, D] to y [B, S, D]."""
+        return self.output(self.attend(self.queries(x), *self.keys_values(y), mask))
+
+    def over_shared(self, x: jax.Array, keys_values: KeysValues, mask: jax.Array) -> jax.Array:
+        """All beams over the same keys [B, N, S, H]: folded into the query axis, so that nothing is tiled by beam.
+
+        x is [B, K, T, D], mask broadcasts to [B, N, K * T, S].
+        """
+        q = self.queries(x)
+        folded = self.attend(q.reshape(*q.shape[:2], -1, q.shape[-1]), *keys_values, mask)
+        return self.output(folded.reshape(q.shape))
+
+    def over_slots(self, x: jax.Array, slots: KeysValues, mask: jax.Array) -> jax.Array:
+        """Each beam over its own slots [B, N, K, C, H], or, where the mask says who owns what, over those of all beams.
+
+        x is [B, K, T, D], mask [T, C] or [B, 1, K * T, K * C].
+        """
+        if mask.ndim == 2:
+            return self.output(self.attend(self.queries(x), *slots, mask))
+        B, N, K, C, H = slots[0].shape
+        keys, values = slots
+        return self.over_shared(x, (keys.reshape(B, N, K * C, H), values.reshape(B, N, K * C, H)), mask)
+
+    def _split_heads(self, x: jax.Array) -> jax.Array:
+        split = x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        return jnp.moveaxis(split, -2, 1)
+
+
+class TransformerLayer(nn.Module):
+    """What both kinds of layer share: the residual rule of the architecture, and the feed-forward part."""
+
+    config: BlenderbotConfig
+    dtype: DType
+
+    def enter(self, norm: LayerNorm, h: jax.Array) -> jax.Array:
+        """What a sublayer sees: normalised in Blenderbot, as it is in BlenderbotSmall."""
+        return norm(h) if self.config.normalize_before else h
+
+    def leave(self, norm: LayerNorm, h: jax.Array, change: jax.Array) -> jax.Array:
+        """Add what a sublayer found; BlenderbotSmall normalises the sum."""
+        total = h + dropout(self, change, self.config.dropout)
+        return total if self.config.normalize_before else norm(total)
+
+    def residual(self, norm: LayerNorm, h: jax.Array, sublayer: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """One sublayer around the residual stream."""
+        return self.leave(norm, h, sublayer(self.enter(norm, h)))
+
+    def feed_forward(self, h: jax.Array) -> jax.Array:
+        """fc2(activation(fc1(h))); the subclass owns fc1 and fc2."""
+        hidden = ACTIVATION_FUNCTIONS[self.config.activation_function](self.fc1(h))
+        return self.fc2(dropout(self, hidden, self.config.activation_dropout))
+
+
+class EncoderLayer(TransformerLayer):
+    """Self-attention and feed-forward."""
+
+    def setup(self) -> None:
+        c = self.config
+        self.self_attn = Attention(c, c.encoder_attention_heads, self.dtype)
+        self.self_attn_layer_norm = LayerNorm(self.dtype)
+        self.fc1 = Linear(c.encoder_ffn_dim, c.init_std, self.dtype)
+        self.fc2 = Linear(c.d_model, c.init_std, self.dtype)
+        self.final_layer_norm = LayerNorm(self.dtype)
+
+    def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
+        """h [B, S, D], mask [B, 1, 1, S]."""
+        out = self.residual(self.self_attn_layer_norm, h, lambda x: self.self_attn(x, x, mask))
+        out = self.residual(self.final_layer_norm, out, self.feed_forward)
+        if self.dtype == jnp.float16:
+            out = jnp.clip(out, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
+        return layerdrop(self, h, out, self.config.encoder_layerdrop)
+
+
+class DecoderLayer(TransformerLayer):
+    """Causal self-attention, attention to the encoder's output, and feed-forward."""
+
+    def setup(self) -> None:
+        c = self.config
+        self.self_attn = Attention(c, c.decoder_attention_heads, self.dtype)
+        self.self_attn_layer_norm = LayerNorm(self.dtype)
+        self.encoder_attn = Attention(c, c.decoder_attention_heads, self.dtype)
+        self.encoder_attn_layer_norm = LayerNorm(self.dtype)
+        self.fc1 = Linear(c.decoder_ffn_dim, c.init_std, self.dtype)
+        self.fc2 = Linear(c.d_model, c.init_std, self.dtype)
+        self.final_layer_norm = LayerNorm(self.dtype)
+
+    def __call__(self, h: jax.Array, encoded: jax.Array, self_mask: jax.Array, cross_mask: jax.Array) -> jax.Array:
+        """h [B, T, D], encoded [B, S, D], self_mask [B or 1, 1, T, T], cross_mask [B, 1, 1, S]."""
+        out = self.residual(self.self_attn_layer_norm, h, lambda x: self.self_attn(x, x, self_mask))
+        out = self.residual(self.encoder_attn_layer_norm, out, lambda x: self.encoder_attn(x, encoded, cross_mask))
+        out = self.residual(self.final_layer_norm, out, self.feed_forward)
+        return layerdrop(self, h, out, self.config.decoder_layerdrop)
+
+    def cross_keys_values(self, encoded: jax.Array) -> KeysValues:
+        """[B, S, D] to the keys and values [B, N, S, H] that every step will attend to."""
+        return self.encoder_attn.keys_values(encoded)
+
+    def step(
+        self,
+        h: jax.Array,
+        self_slots: KeysValues,
+        cross: KeysValues,
+        length: jax.Array,
+        self_mask: jax.Array,
+        cross_mask: jax.Array,
+    ) -> tuple[jax.Array, KeysValues]:
+        """T new tokens for every beam.
+
+        Args:
+            h: [B, K, T, D].
+            self_slots: keys and values [B, N, K, C, H] written so far.
+            cross: keys and values [B, N, S, H] of the encoder's output.
+            length: scalar int32, slots written before.
+            self_mask: [T, C], or [B, 1, K * T, K * C] when slots are shared under an ancestry table.
+            cross_mask: [B, 1, 1, S].
+
+        Returns:
+            The hidden states [B, K, T, D] and the slots with the new tokens written.
+        """
+        x = self.enter(self.self_attn_layer_norm, h)
+        new_keys, new_values = self.self_attn.keys_values(x)
+        slots = append(self_slots[0], new_keys, length), append(self_slots[1], new_values, length)
+        out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, slots, self_mask))
+        out = self.residual(
+            self.encoder_attn_layer_norm, out, lambda x: self.encoder_attn.over_shared(x, cross, cross_mask)
+        )
+        return self.residual(self.final_layer_norm, out, self.feed_forward), slots
