@@ -110,6 +110,8 @@ class Chatbot:
         Returns:
             One reply per utterance, in their order.
         """
+        if isinstance(texts, str):
+            raise TypeError("replies takes a list of texts; reply answers a single one")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         chats = [Conversation().add("user", text) for text in texts]

@@ -180,6 +180,7 @@ class BlenderbotConfig:
         """
         pre_norm = _family(values, default=cls.normalize_before)
         _refuse_contradictions(values, _PRE_NORM_SAYS if pre_norm else _POST_NORM_SAYS)
+        values = _without_aliases(values)
         target = BlenderbotConfig if pre_norm else BlenderbotSmallConfig
         names = {f.name for f in dataclasses.fields(target)} - {"unknown_keys", "normalize_before"}
         known = {key: value for key, value in values.items() if key in names}
@@ -255,6 +256,19 @@ def _family(values: Mapping[str, Any], default: bool) -> bool:
     if model_type not in _MODEL_TYPES:
         raise ValueError(f"model_type must be one of {sorted(_MODEL_TYPES)}, not {model_type!r}: this is another model")
     return _MODEL_TYPES[model_type]
+
+
+def _without_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Second names of a field resolved to the first, so that saving cannot write two that disagree."""
+    resolved = {key: value for key, value in values.items() if key not in _ALIASES}
+    for alias in _ALIASES.keys() & values.keys():
+        field_name = _ALIASES[alias]
+        if resolved.setdefault(field_name, values[alias]) != values[alias]:
+            raise ValueError(
+                f"the configuration says {field_name}={resolved[field_name]!r} and, under its other name, "
+                f"{alias}={values[alias]!r}: remove one"
+            )
+    return resolved
 
 
 def _refuse_contradictions(values: Mapping[str, Any], family_says: Mapping[str, Any]) -> None:

@@ -39,10 +39,20 @@ class DialogueTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Turn:
-    """One utterance."""
+    """One utterance; white space around the text is dropped.
+
+    Raises:
+        ValueError: a speaker other than "user" and "bot", or an empty text.
+        TypeError: a text that is no string.
+    """
 
     speaker: Speaker
     text: str
+
+    def __post_init__(self) -> None:
+        if self.speaker not in ("user", "bot"):
+            raise ValueError(f'the speaker is "user" or "bot", not {self.speaker!r}')
+        object.__setattr__(self, "text", _clean("a turn", self.text))
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,9 @@ class Conversation:
 
     def __post_init__(self) -> None:
         persona = (self.persona,) if isinstance(self.persona, str) else self.persona
+        for turn in self.turns:
+            if not isinstance(turn, Turn):
+                raise TypeError(f"turns are Turn objects, not {turn!r}: write Turn(speaker, text), or use add")
         object.__setattr__(self, "turns", tuple(self.turns))
         object.__setattr__(self, "persona", tuple(_clean("a persona line", line) for line in persona))
 
@@ -89,9 +102,7 @@ class Conversation:
         Raises:
             ValueError: another speaker, or an empty text.
         """
-        if speaker not in ("user", "bot"):
-            raise ValueError(f'the speaker is "user" or "bot", not {speaker!r}')
-        return dataclasses.replace(self, turns=(*self.turns, Turn(speaker, _clean("a turn", text))))
+        return dataclasses.replace(self, turns=(*self.turns, Turn(speaker, text)))
 
     def without_turns(self) -> Self:
         """The same persona, nothing said yet."""
@@ -116,8 +127,8 @@ class Conversation:
         """
         if not self.turns:
             raise ValueError("the conversation has no turns yet: add one with conversation.add('user', text)")
-        limit = max_tokens or tokenizer.model_max_length
-        if not limit:
+        limit = tokenizer.model_max_length if max_tokens is None else max_tokens
+        if limit is None:
             raise ValueError("the tokenizer names no model_max_length: pass max_tokens (128 for the published models)")
         layout = DialogueLayout.of(tokenizer)
         persona = [layout.read(tokenizer, persona_block(self.persona))] if self.persona else []
@@ -162,6 +173,8 @@ class DialogueLayout:
         front = [token for block in pinned for token in (*block, *self.separator)]
         room = max_tokens - len(front) - len(self.end)
         if room < 1:
+            if not front:
+                raise ValueError(f"max_tokens={max_tokens} leaves no room for a turn")
             raise ValueError(f"the persona takes {len(front)} tokens and the model reads {max_tokens}: shorten it")
         newest = list(turns[-1])
         body = newest[-room:]

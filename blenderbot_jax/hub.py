@@ -40,7 +40,7 @@ def locate(
     name = os.fspath(name_or_folder)
     if name == DEMO and isinstance(name_or_folder, str):
         return Path(str(resources.files("blenderbot_jax").joinpath("demo")))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():
         raise CheckpointNotFoundError(f"{name} is a file: give the folder that holds it (config.json and weights)")

@@ -115,7 +115,11 @@ class Embedding(nn.Module):
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """[...] ids to [..., D]."""
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        rows = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        if self.zero_row is None:
+            return rows
+        # As torch's padding_idx: looking the pad row up does not train it.
+        return jnp.where((ids == self.zero_row)[..., None], jax.lax.stop_gradient(rows), rows)
 
     def attend(self, x: jax.Array) -> jax.Array:
         """[..., D] to [..., rows] products with every row, accumulated in float32."""

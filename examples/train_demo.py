@@ -26,10 +26,11 @@ import numpy as np
 import optax
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.checkpoint import save_pretrained
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.dialogue import DialogueLayout, persona_block
-from blenderbot_jax.files import replacing
+from blenderbot_jax.files import replacing, write_text
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import IGNORED_LABEL, BlenderbotForConditionalGeneration, Params
 from blenderbot_jax.tokenizer import BlenderbotTokenizer
@@ -45,8 +46,8 @@ CONFIG = BlenderbotConfig(
     decoder_ffn_dim=768,
     scale_embedding=True,
 )
-# A small model is at its best in short replies; its folder says so.
-DECODING = GenerationConfig.recipe(min_length=6, max_length=40)
+# A small model is at its best in short replies, and wider beams take it to ever safer ones; its folder says so.
+DECODING = GenerationConfig.recipe(num_beams=3, min_length=10, max_length=40)
 SOURCE_WIDTHS = (32, 64, 128)
 TARGET_WIDTHS = (16, 32, 48)
 # How much of the dialogue an example shows: mostly the last turns, sometimes all that fits.
@@ -230,6 +231,79 @@ def train(examples: list[Example], steps: int, progress: Path) -> Params:
     return state[0]
 
 
+CARD = """# The bundled model
+
+A BlenderBot of {parameters:,} parameters in the architecture and folder layout of the published models:
+d_model {c.d_model}, {c.encoder_layers} encoder and {c.decoder_layers} decoder layers,
+{c.max_position_embeddings} positions, its own byte-level BPE of {c.vocab_size} tokens, weights in float16.
+
+It is there so that the package can be tried and tested without a download. It knows nothing of the world, makes things
+up, and its replies are those of the people and the language model whose dialogues it has read; do not rely on it for
+anything.
+
+Trained from scratch by `examples/train_demo.py`, which reproduces it from the dialogues: {steps} steps, about
+{tokens:.1f} million reply tokens, on two CPU cores. Held-out perplexity: **{perplexity:.2f}** per reply token, over
+{replies:,} replies of dialogues it has not seen, in its own vocabulary.
+
+## Data
+
+| dialogues | source | licence |
+| --- | --- | --- |
+| Self-dialogue corpus | github.com/jfainberg/self_dialogue_corpus | BSD-3-Clause |
+| Topical-Chat | github.com/alexa/Topical-Chat | CDLA-Sharing-1.0 |
+| Synthetic-Persona-Chat | github.com/google-research-datasets/Synthetic-Persona-Chat | CC-BY-4.0 |
+| chatterbot-corpus | github.com/gunthercox/chatterbot-corpus | BSD-3-Clause |
+
+Dialogues with strong profanity were left out.
+
+## Twenty replies, unedited
+
+Its own settings (`generation_config.json`), each prompt on its own.
+
+| prompt | reply |
+| --- | --- |
+{table}
+"""
+CARD_PROMPTS = (
+    "Hello, how are you?",
+    "My friends are cool but they eat too many carbs.",
+    "Do you like movies?",
+    "I have two dogs.",
+    "What is your favorite food?",
+    "I am sad today.",
+    "Did you watch the game last night?",
+    "I just got back from a trip to Italy.",
+    "What do you do for work?",
+    "I love listening to rock music.",
+    "Tell me about yourself.",
+    "It is raining outside.",
+    "Have you read any good books lately?",
+    "I am a teacher.",
+    "Do you have any pets?",
+    "My favorite color is blue.",
+    "I like to cook for my family.",
+    "Who is your favorite actor?",
+    "I am learning to play the guitar.",
+    "Good night!",
+)
+
+
+def write_card(out: Path, steps: int, target_tokens: float, held_out: float, replies: int) -> None:
+    """Write the model card, with what the stored model answers."""
+    bot = Chatbot.from_pretrained(out)
+    rows = zip(CARD_PROMPTS, bot.replies(CARD_PROMPTS), strict=True)
+    text = CARD.format(
+        c=CONFIG,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(bot.checkpoint.params)),
+        steps=steps,
+        tokens=target_tokens / 1e6,
+        perplexity=held_out,
+        replies=replies,
+        table="\n".join(f"| {prompt} | {reply} |" for prompt, reply in rows),
+    )
+    write_text(out / "README.md", text)
+
+
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
@@ -245,7 +319,10 @@ def main(data: Path, out: Path, work: Path, steps: int) -> None:
     save_pretrained(out, CONFIG, half, DECODING, tokenizer)
     # Judged as stored: in half precision, computed in float32.
     model = BlenderbotForConditionalGeneration(CONFIG)
-    click.echo(f"held-out perplexity {perplexity(model, half, valid):.2f} over {len(valid)} replies")
+    held_out_perplexity = perplexity(model, half, valid)
+    click.echo(f"held-out perplexity {held_out_perplexity:.2f} over {len(valid)} replies")
+    seen = steps * sum(len(e.target) for e in examples) / sum(1 for _ in batches(examples, np.random.default_rng(0)))
+    write_card(out, steps, seen, held_out_perplexity, len(valid))
 
 
 if __name__ == "__main__":

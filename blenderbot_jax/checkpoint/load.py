@@ -4,6 +4,7 @@ Everything that can be wrong is looked for first and reported at once; only then
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from blenderbot_jax.checkpoint.names import Target, flatten, is_leftover, target_of, unflatten
+from blenderbot_jax.checkpoint.names import Target, flatten, is_leftover, source_name, target_of, unflatten
 from blenderbot_jax.checkpoint.tensor_file import CheckpointError, TensorEntry, read_safetensors
 from blenderbot_jax.checkpoint.torch_file import read_torch_zip
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.hub import SAFETENSORS, SMALL_FILES, TORCH_FILES, locate
 
 _READERS = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch_zip}
+_SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
 _MAX_INDEX_BYTES = 100_000_000
 _OPTIONAL = "final_logits_bias"
+_ALIGNMENT = 64
 
 
 def fetch(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Path:
@@ -31,7 +34,7 @@ def fetch(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Path:
         hub_options: `revision`, `cache_dir`, `local_files_only`, `token`; see `locate`.
     """
     folder = locate(name_or_folder, SMALL_FILES + SAFETENSORS, **hub_options)
-    if Path(name_or_folder).is_dir() or any(folder.glob("*.safetensors")):
+    if Path(name_or_folder).is_dir() or any((folder / name).is_file() for name in _SAFETENSORS_NAMES):
         return folder
     return locate(name_or_folder, SMALL_FILES + TORCH_FILES, **hub_options)
 
@@ -55,15 +58,29 @@ def load_params(
     shapes = {root + path: tuple(leaf.shape) for path, leaf in flatten(dict(expected)).items()}
     sources = _match(folder, entries, shapes, config, headless=bool(root))
     flat = {}
-    for path, shape in shapes.items():
+    # The largest first: what reading it takes besides is gone again before the rest is there.
+    for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
         if path in sources:
             entry, transposed = sources[path]
             array = entry.read()
-            array = np.ascontiguousarray(array.T if transposed else array, dtype=dtype)
+            flat[path] = _place(array.T if transposed else array, dtype)
         else:
-            array = np.zeros(shape, dtype)
-        flat[path.removeprefix(root)] = jax.device_put(array)
-    return unflatten(flat)
+            flat[path] = _place(np.zeros(shapes[path]), dtype)
+    return unflatten({path.removeprefix(root): flat[path] for path in shapes})
+
+
+def _place(array: np.ndarray, dtype: Any) -> jax.Array:
+    """A contiguous copy in `dtype` on the device.
+
+    On a CPU, JAX adopts memory that begins at a multiple of 64 bytes, and copies any other.
+    """
+    dtype = np.dtype(dtype)
+    size = array.size * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[begin : begin + size].view(dtype).reshape(array.shape)
+    np.copyto(copy, array, casting="unsafe")
+    return jax.device_put(copy)
 
 
 def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
@@ -133,7 +150,7 @@ def _match(
         elif not _equal(entries[key], sources[target.path][0]):
             problems.append(f"{key} should be another name of {target.path}, but its values differ")
     named = {target.path for target in targets.values() if target}
-    missing = [path for path in shapes if path not in named and path != _OPTIONAL]
+    missing = [source_name(path) for path in shapes if path not in named and path != _OPTIONAL]
     if missing:
         problems.insert(0, f"missing: {_listed(missing)}")
     if unexpected:
@@ -165,6 +182,6 @@ def _equal(one: TensorEntry, other: TensorEntry) -> bool:
     return bool(np.array_equal(one.read(), other.read()))
 
 
-def _listed(names: list[str], most: int = 8) -> str:
+def _listed(names: list[str], most: int = 1000) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -41,8 +41,8 @@ def save_pretrained(
 ) -> None:
     """Write a checkpoint folder: config.json, model.safetensors, and what else is given.
 
-    All files are written beside the folder first and moved when they are complete: a failure leaves an existing folder
-    as it was. Files of other names that stand in it are left alone.
+    All files are written to a temporary folder first and moved when they are complete: a failure leaves an existing
+    folder as it was. Files of other names that stand in it are left alone.
 
     Args:
         folder: made if it is missing.
@@ -65,7 +65,9 @@ def save_pretrained(
         )
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    # Inside the folder where there is one: it may be a mounted volume, and files move only within a file system.
+    parent = folder if folder.is_dir() else folder.parent
+    staging = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}."))
     try:
         _write(staging, config, leaves, generation_config, tokenizer)
         folder.mkdir(exist_ok=True)

@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 import jax
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from blenderbot_jax.chatbot import Chatbot
-from blenderbot_jax.cli.options import load_bot, model_and_decoding
+from blenderbot_jax.cli.options import load_bot, model_and_decoding, standard_input
 from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.files import write_text
 
@@ -22,10 +25,11 @@ _COMMANDS = """\
 /history        show what was said
 /reset          begin anew with the same traits
 /save FILE      write the conversation as JSON
-/quit           end (so does end of input)"""
+/help           show this
+/quit           end (so do Ctrl-D and Ctrl-C)"""
 
 
-@click.command()
+@click.command(short_help="Talk with a model in the terminal.")
 @click.option("--persona", multiple=True, metavar="TEXT", help="A trait of the bot, in the first person; repeatable.")
 @model_and_decoding
 def chat(persona: tuple[str, ...], **options: Any) -> None:
@@ -37,16 +41,15 @@ def chat(persona: tuple[str, ...], **options: Any) -> None:
       blenderbot-jax chat --persona "i love hiking." --persona "i have two dogs."
       blenderbot-jax chat --model facebook/blenderbot-400M-distill --dtype bfloat16
     """
-    console = Console(highlight=False)
+    # Only a terminal has lines to break; a file or a pipe gets them whole. `:smile:` stays as it was said.
+    console = Console(highlight=False, emoji=False)
+    console.soft_wrap = not console.is_terminal
     conversation = Conversation(persona=persona)
+    lines = _typed(console)
+    _say(console, f"Loading {options['name']}.", "dim")
     bot, key = load_bot(**options)
-    console.print("[dim]Say something, or /help. The first reply takes longer: it compiles.[/]")
-    while True:
-        try:
-            line = console.input("[bold]you:[/] ").strip()
-        except (EOFError, KeyboardInterrupt):
-            console.print()
-            return
+    _say(console, "Say something, or /help. The first reply takes longer: it compiles.", "dim")
+    for line in lines:
         if line in ("/quit", "/exit"):
             return
         if line.startswith("/"):
@@ -56,7 +59,40 @@ def chat(persona: tuple[str, ...], **options: Any) -> None:
                 conversation = _answer(bot, conversation.add("user", line), key, console)
             except ValueError as error:
                 # Such as a persona that leaves no room: what was said so far must not be lost over it.
-                console.print(f"[red]{escape(str(error))}[/]")
+                _say(console, str(error), "red")
+            except KeyboardInterrupt:
+                _say(console, "stopped; your turn is forgotten", "dim")
+
+
+def _say(console: Console, text: str, style: str = "") -> None:
+    """Print text as it is: no markup."""
+    console.print(Text(text, style))
+
+
+def _typed(console: Console) -> Iterator[str]:
+    """The lines of standard input, without surrounding white space, until it ends."""
+    if sys.stdin is None:
+        raise click.UsageError("chat reads standard input, which is closed")
+    return _from_keyboard(console) if sys.stdin.isatty() else _from_pipe(console)
+
+
+def _from_keyboard(console: Console) -> Iterator[str]:
+    with suppress(ImportError):  # not on every platform
+        import readline  # noqa: F401, PLC0415  (its import gives `input` arrow keys and a history)
+    # Between \001 and \002 stands what readline must not count as columns.
+    prompt = "\001\033[1m\002you:\001\033[0m\002 " if console.is_terminal and console.color_system else "you: "
+    with suppress(EOFError, KeyboardInterrupt):
+        while True:
+            # readline lets bytes through that are no UTF-8; they become replacement characters.
+            yield input(prompt).encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+    console.print()
+
+
+def _from_pipe(console: Console) -> Iterator[str]:
+    for line in standard_input("replace"):
+        # Nobody has seen it typed: repeated, what comes out reads as a dialogue.
+        console.print(Text.assemble(("you: ", "bold"), line.strip()))
+        yield line.strip()
 
 
 def _answer(bot: Chatbot, conversation: Conversation, key: jax.Array | None, console: Console) -> Conversation:
@@ -71,7 +107,9 @@ def _answer(bot: Chatbot, conversation: Conversation, key: jax.Array | None, con
         notes.append(f"{response.dropped_turns} older turns no longer fit")
     if response.dropped_tokens:
         notes.append(f"the first {response.dropped_tokens} tokens of your turn did not fit")
-    console.print(f"[bold cyan]bot:[/] {escape(response.text)} [dim]({', '.join(notes)})[/]")
+    console.print(
+        Text.assemble(("bot: ", "bold cyan"), response.text or "(nothing)", (f" ({', '.join(notes)})", "dim"))
+    )
     return response.conversation
 
 
@@ -83,24 +121,32 @@ def _obey(line: str, conversation: Conversation, console: Console) -> Conversati
         if rest:
             traits = () if rest == "clear" else (*conversation.persona, rest)
             conversation = dataclasses.replace(conversation, persona=traits)
-        console.print("\n".join(map(escape, conversation.persona)) or "[dim]no traits[/]")
+        _say(console, "\n".join(conversation.persona) or "no traits", "" if conversation.persona else "dim")
     elif command == "/history":
         for turn in conversation.turns:
-            console.print(f"[bold]{turn.speaker}:[/] {escape(turn.text)}")
+            console.print(Text.assemble((f"{turn.speaker}: ", "bold"), turn.text))
+        if not conversation.turns:
+            _say(console, "nothing was said yet", "dim")
     elif command == "/reset":
         conversation = conversation.without_turns()
-        console.print("[dim]forgotten[/]")
-    elif command == "/save" and rest:
-        _save(conversation, Path(rest), console)
+        _say(console, "forgotten", "dim")
+    elif command == "/save":
+        _save(conversation, rest, console)
     else:
-        console.print(_COMMANDS, markup=False)
+        if command != "/help":
+            _say(console, f"there is no {command}", "red")
+        _say(console, _COMMANDS)
     return conversation
 
 
-def _save(conversation: Conversation, path: Path, console: Console) -> None:
+def _save(conversation: Conversation, name: str, console: Console) -> None:
+    if not name:
+        _say(console, "not saved: name a file, as in /save talk.json", "red")
+        return
+    path = Path(name).expanduser()
     try:
         write_text(path, json.dumps(dataclasses.asdict(conversation), indent=2, ensure_ascii=False) + "\n")
-        console.print(f"[dim]saved to {escape(str(path))}[/]")
-    except OSError as error:
+        _say(console, f"saved to {path}", "dim")
+    except (OSError, ValueError, RuntimeError) as error:
         # A slip of the pen must not end the conversation.
-        console.print(f"[red]not saved: {escape(str(error))}[/]")
+        _say(console, f"not saved: {error}", "red")

@@ -1,7 +1,9 @@
-"""The options that say which model to load and how to decode, shared by the commands."""
+"""What the commands share: the options that say which model to load and how to decode, and standard input."""
 
+import io
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import jax
@@ -29,6 +31,8 @@ _DECODING: dict[str, tuple[str, Any, str]] = {
     "--repetition-penalty": ("repetition_penalty", float, "Above 1 discourages tokens that the reply has already."),
 }
 
+_SAMPLING = ("temperature", "top_k", "top_p")
+
 
 def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; it receives them as keywords and passes them to `load_bot`."""
@@ -43,7 +47,13 @@ def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--revision", default=None, help="Branch, tag or commit on the hub."),
             click.option("--local-only", is_flag=True, help="Never use the network."),
-            click.option("--seed", type=int, default=0, show_default=True, help="With --sample: where chance begins."),
+            click.option(
+                "--seed",
+                type=click.IntRange(0, 2**32 - 1),
+                default=0,
+                show_default="0",
+                help="With --sample: where chance begins.",
+            ),
         )
     ):
         command = option(command)
@@ -59,4 +69,16 @@ def load_bot(
     if changes.get("do_sample") and "num_beams" not in changes:
         changes["num_beams"] = 1
     bot = bot.configured(**changes)
-    return bot, jax.random.key(seed) if bot.generation_config.do_sample else None
+    if bot.generation_config.do_sample:
+        return bot, jax.random.key(seed)
+    for flag, (field, _, _) in _DECODING.items():
+        if field in _SAMPLING and field in changes:
+            raise click.UsageError(f"{flag} has no effect unless replies are drawn at random: add --sample")
+    return bot, None
+
+
+def standard_input(errors: str) -> TextIO:
+    """Standard input as UTF-8, whatever the locale, without the mark that some editors put in front."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors=errors)
+    return sys.stdin

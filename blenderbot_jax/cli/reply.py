@@ -7,13 +7,13 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from blenderbot_jax.cli.options import load_bot, model_and_decoding
+from blenderbot_jax.cli.options import load_bot, model_and_decoding, standard_input
 
 
-@click.command()
+@click.command(short_help="Answer a text, or every line of a file.")
 @click.argument("text", nargs=-1)
 @click.option(
-    "--file", "source", type=click.File("r", encoding="utf-8"), help="One utterance a line; - is standard input."
+    "--file", "source", type=click.File("r", encoding="utf-8-sig"), help="One utterance a line; - is standard input."
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Most lines decoded together."
@@ -34,17 +34,18 @@ def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **optio
     """
     utterances = _utterances(text, source)
     if not any(utterances):
-        raise click.UsageError("there is nothing to answer: every line is empty")
+        raise click.UsageError("there is nothing to answer: the input is empty")
     bot, key = load_bot(**options)
     rows = [row for row, utterance in enumerate(utterances) if utterance]
+    console = Console(stderr=True)
     progress = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=len(rows) < 2,
+        disable=not console.is_terminal,
     )
     with progress:
         task = progress.add_task("replies (the first of each length compiles)", total=len(rows))
@@ -56,7 +57,8 @@ def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **optio
         )
     by_row = dict(zip(rows, answers, strict=True))
     for row in range(len(utterances)):
-        click.echo(by_row.get(row, ""))
+        # A model may write a line break of its own; here a line is a reply.
+        click.echo(" ".join(by_row.get(row, "").splitlines()))
 
 
 def _utterances(text: tuple[str, ...], source: TextIO | None) -> list[str]:
@@ -64,9 +66,11 @@ def _utterances(text: tuple[str, ...], source: TextIO | None) -> list[str]:
         raise click.UsageError("give TEXT or --file, not both")
     if text:
         return [" ".join(text).strip()]
-    if source is None and sys.stdin.isatty():
-        raise click.UsageError('give a TEXT, as in: blenderbot-jax reply "Hello there!"')
+    if source is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise click.UsageError('give a TEXT, as in: blenderbot-jax reply "Hello there!"')
+        source = standard_input("strict")
     try:
-        return [line.strip() for line in (source or sys.stdin).read().splitlines()]
+        return [line.strip() for line in source]
     except UnicodeDecodeError as error:
         raise click.UsageError(f"the input is not UTF-8 text: {error.reason} at byte {error.start}") from error

@@ -94,10 +94,10 @@ def generate(
     out = _decode(model, plan, params, ids, mask, valid, settings, key)
     length = int(settings.max_length[0])
     return GenerateOutput(
-        sequences=out.sequences[:B, :, :length],
-        lengths=out.lengths[:B],
-        scores=out.scores[:B],
-        token_log_probs=out.token_log_probs[:B, :, :length],
+        sequences=_crop(out.sequences, B, length),
+        lengths=_crop(out.lengths, B),
+        scores=_crop(out.scores, B),
+        token_log_probs=_crop(out.token_log_probs, B, length),
     )
 
 
@@ -149,6 +149,13 @@ def _to_bucket(input_ids: Any, attention_mask: Any, max_positions: int) -> tuple
     # A row that may look nowhere is legal but wasteful to reason about: fillers look at their first place.
     padded_mask[B:, 0] = True
     return padded_ids, padded_mask, np.arange(rows) < B
+
+
+def _crop(array: jax.Array, rows: int, length: int | None = None) -> jax.Array:
+    """The caller's own part of a bucket; cut in numpy, because a jax slice compiles a program for every size."""
+    part = np.s_[:rows] if length is None else np.s_[:rows, :, :length]
+    values = concrete(array)
+    return array[part] if values is None else jnp.asarray(values[part])
 
 
 def batch_bucket(rows: int) -> int:

@@ -1,0 +1,57 @@
+"""Strict JAX, several CPU devices, and the small models the tests share."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may reach the network
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from blenderbot_jax.config import BlenderbotConfig, BlenderbotSmallConfig
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Rank promotion stays allowed: biases [F] and norm scales [D] are added to [..., F] as they are.
+
+_TINY = {
+    "vocab_size": 96,
+    "max_position_embeddings": 24,
+    "d_model": 24,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 40,
+    "decoder_ffn_dim": 56,
+    "scale_embedding": True,
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled programs between runs, beside pytest's own cache; `--cache-clear` forgets them."""
+    if hasattr(config, "cache"):
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # hundreds of small programs
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> BlenderbotConfig:
+    """The pre-norm architecture, its two sides different in depth, heads and feed-forward width."""
+    return BlenderbotConfig(**_TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_small_config() -> BlenderbotSmallConfig:
+    """The post-norm architecture, likewise."""
+    return BlenderbotSmallConfig(**_TINY)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The published tokenizers and dialogues."""
+    folder = os.environ.get("BLENDERBOT_JAX_DATA")
+    if not folder:
+        pytest.skip("BLENDERBOT_JAX_DATA names no folder of published tokenizers and dialogues")
+    return Path(folder)

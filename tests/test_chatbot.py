@@ -1,0 +1,126 @@
+"""Chatbot: text in, text out, with the bundled model; nothing here depends on the words it says."""
+
+import jax
+import numpy as np
+import pytest
+
+from blenderbot_jax import Chatbot, Conversation
+
+# Three that fit 16 places and four that do not, so that four decoded together are always 32 wide.
+TEXTS = [
+    "The summer I spent by the sea with my two sisters and our old dog was the best of my whole life, I think.",
+    "Hi!",
+    "My friends are cool but they eat too many carbs, and they drink far too much coffee in the evening as well.",
+    "Do you like music?",
+    "I went to the market and bought apples, pears, plums, bread, butter, cheese, and a bottle of red wine for us.",
+    "Yes.",
+    "When I was younger I used to play football with my brother every Sunday, rain or shine, and we always lost.",
+]
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>")
+
+
+@pytest.fixture(scope="module")
+def bot():
+    return Chatbot.from_pretrained("demo").configured(num_beams=1, max_length=12)
+
+
+@pytest.fixture(scope="module")
+def beam_bot(bot):
+    return bot.configured(num_beams=3, num_return_sequences=3)
+
+
+@pytest.fixture(scope="module")
+def sampling_bot(bot):
+    return bot.configured(do_sample=True)
+
+
+def test_a_reply_is_text_without_special_tokens(bot):
+    reply = bot.reply("Hello, how are you?")
+    assert isinstance(reply, str)
+    assert reply == reply.strip() != ""
+    assert not any(token in reply for token in SPECIALS)
+
+
+def test_the_bundled_model_brings_its_own_decoding():
+    bot = Chatbot.from_pretrained("demo")
+    assert bot.generation_config == bot.checkpoint.generation_config
+    assert bot.generation_config.num_beams > 1
+
+
+@pytest.mark.parametrize("kind", ["bot", "beam_bot"])
+def test_replies_are_in_order_and_equal_to_one_by_one(kind, request):
+    bot = request.getfixturevalue(kind)
+    counts = []
+    together = bot.replies(TEXTS, batch_size=4, on_progress=counts.append)
+    assert together == [bot.reply(text) for text in TEXTS]
+    assert len(set(together)) > 1
+    assert counts == [4, 3]
+
+
+def test_replies_of_nothing_is_nothing(bot):
+    assert bot.replies([]) == []
+
+
+def test_wrong_arguments_of_replies_are_refused(bot):
+    with pytest.raises(TypeError, match="list of texts"):
+        bot.replies("Hi!")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+        bot.replies(["Hi!"], batch_size=0)
+    with pytest.raises(ValueError, match="must not be empty"):
+        bot.replies(["Hi!", " "])
+
+
+def test_respond_adds_the_reply_as_a_turn(bot):
+    chat = Conversation().add("user", "Hi!")
+    response = bot.respond(chat)
+    assert response.conversation == chat.add("bot", response.text)
+    assert (response.dropped_turns, response.dropped_tokens) == (0, 0)
+    assert [found.text for found in response.alternatives] == [response.text]
+
+
+def test_alternatives_come_best_first_as_many_as_asked_for(beam_bot):
+    response = beam_bot.respond(Conversation().add("user", "Hi!"))
+    scores = [found.score for found in response.alternatives]
+    assert len(scores) == 3
+    assert scores == sorted(scores, reverse=True)
+    assert all(np.isfinite(scores))
+    assert (response.text, response.score) == (response.alternatives[0].text, scores[0])
+    assert len({found.text for found in response.alternatives}) > 1
+
+
+def test_what_was_said_before_changes_the_reply(beam_bot):
+    after = Conversation().add("user", "I have two dogs.").add("bot", "Hi!")
+    assert beam_bot.respond(after).score != beam_bot.respond(Conversation().add("bot", "Hi!")).score
+
+
+def test_sampling_repeats_with_its_key_and_varies_with_another(sampling_bot):
+    first = sampling_bot.reply("Hi!", key=jax.random.key(0))
+    assert first == sampling_bot.reply("Hi!", key=jax.random.key(0))
+    assert len({sampling_bot.reply("Hi!", key=jax.random.key(seed)) for seed in range(8)}) > 1
+
+
+def test_equal_utterances_of_different_batches_draw_differently(sampling_bot):
+    assert len(set(sampling_bot.replies(["Hi!"] * 8, batch_size=1, key=jax.random.key(0)))) > 1
+
+
+def test_a_key_goes_with_sampling_and_only_with_it(bot, sampling_bot):
+    with pytest.raises(ValueError, match="pass key"):
+        sampling_bot.reply("Hi!")
+    with pytest.raises(ValueError, match="nothing is drawn"):
+        bot.reply("Hi!", key=jax.random.key(0))
+
+
+def test_a_long_history_says_how_many_turns_were_dropped(bot):
+    chat = Conversation()
+    for _ in range(6):
+        for text in TEXTS:
+            chat = chat.add("user", text)
+    response = bot.respond(chat)
+    assert 0 < response.dropped_turns < len(chat.turns)
+    assert len(response.conversation.turns) == len(chat.turns) + bool(response.text)
+
+
+def test_a_turn_longer_than_the_model_reads_loses_its_front(bot):
+    response = bot.respond(Conversation().add("user", " ".join(TEXTS * 4)))
+    assert response.dropped_turns == 0
+    assert response.dropped_tokens > 0
