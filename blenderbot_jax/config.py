@@ -180,7 +180,7 @@ class BlenderbotConfig:
         """
         pre_norm = _family(values, default=cls.normalize_before)
         _refuse_contradictions(values, _PRE_NORM_SAYS if pre_norm else _POST_NORM_SAYS)
-        values = _without_aliases(values)
+        values = _with_aliases_read(values)
         target = BlenderbotConfig if pre_norm else BlenderbotSmallConfig
         names = {f.name for f in dataclasses.fields(target)} - {"unknown_keys", "normalize_before"}
         known = {key: value for key, value in values.items() if key in names}
@@ -192,7 +192,9 @@ class BlenderbotConfig:
         """The content of `config.json`: every field, the family, and the unknown keys as they came."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "unknown_keys"}
         fields = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
-        return {**self.extra, **fields, "model_type": self.model_type}
+        # A second name that the file had is kept, with what its field says now: the two must not come to disagree.
+        extra = {key: fields[_ALIASES[key]] if key in _ALIASES else value for key, value in self.extra.items()}
+        return {**extra, **fields, "model_type": self.model_type}
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> "BlenderbotConfig":
@@ -258,9 +260,9 @@ def _family(values: Mapping[str, Any], default: bool) -> bool:
     return _MODEL_TYPES[model_type]
 
 
-def _without_aliases(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Second names of a field resolved to the first, so that saving cannot write two that disagree."""
-    resolved = {key: value for key, value in values.items() if key not in _ALIASES}
+def _with_aliases_read(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with each field that stands under a second name under its first one too."""
+    resolved = dict(values)
     for alias in _ALIASES.keys() & values.keys():
         field_name = _ALIASES[alias]
         if resolved.setdefault(field_name, values[alias]) != values[alias]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import blenderbot_jax
 
 ORDER = [
-    "files", "hub", "config", "masks", "cache", "checks", "layers", "outputs", "checkpoint", "model", "generation",
-    "tokenizer", "dialogue", "pretrained", "chatbot", "cli",
+    "files", "hub", "config", "masks", "cache", "checks", "layers", "transformer", "outputs", "checkpoint", "model",
+    "generation", "tokenizer", "dialogue", "pretrained", "chatbot", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent
 NO_RUN_TIME = {"torch", "transformers", "tensorflow", "pytest", "hypothesis"}
@@ -49,13 +49,21 @@ def test_imports_run_one_way():
 def test_decoding_knows_no_model():
     for path in modules()["generation"]:
         names = imported(path)
-        assert not names & {"blenderbot_jax.layers", "blenderbot_jax.model", "flax", "flax.linen"}, path.name
+        assert not names & {
+            "blenderbot_jax.layers",
+            "blenderbot_jax.transformer",
+            "blenderbot_jax.model",
+            "flax",
+            "flax.linen",
+        }, path.name
 
 
-def test_only_layers_and_model_know_linen():
+def test_only_the_modules_of_the_model_know_linen():
     for part, paths in modules().items():
         for path in paths:
-            assert part in ("layers", "model") or not any(name.startswith("flax") for name in imported(path)), path.name
+            assert part in ("layers", "transformer", "model") or not any(
+                name.startswith("flax") for name in imported(path)
+            ), path.name
 
 
 def test_nothing_of_torch_or_transformers_is_imported():
