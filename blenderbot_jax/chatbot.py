@@ -52,7 +52,9 @@ class Chatbot:
 
     Example:
         >>> bot = Chatbot.from_pretrained("demo")
-        >>> print(bot.reply("Hello, how are you?"))
+        >>> reply = bot.reply("Hello, how are you?")
+        >>> isinstance(reply, str)
+        True
     """
 
     checkpoint: Checkpoint

@@ -356,7 +356,9 @@ def resize_token_embeddings(
         A model for the new vocabulary, and its parameters.
 
     Example:
-        >>> model, params = resize_token_embeddings(model, params, len(tokenizer), jax.random.key(0))
+        >>> larger, more = resize_token_embeddings(model, params, len(tokenizer) + 2, jax.random.key(0))
+        >>> len(more["model"]["shared"]["embedding"]) - len(tokenizer)
+        2
     """
     resized = model.clone(config=model.config.replace(vocab_size=vocab_size))
     table, bias = params["model"]["shared"]["embedding"], params["final_logits_bias"]

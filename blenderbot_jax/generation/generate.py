@@ -76,8 +76,11 @@ def generate(
             too few. Values are checked where they are concrete, so not inside another `jit`.
 
     Example:
+        >>> batch = tokenizer(["Hello there!", "Do you like music?"])
         >>> out = generate(model, params, batch.input_ids, batch.attention_mask, config=GenerationConfig(num_beams=4))
-        >>> tokenizer.batch_decode(out.sequences[:, 0], skip_special_tokens=True)
+        >>> replies = tokenizer.batch_decode(out.sequences[:, 0], skip_special_tokens=True)
+        >>> len(replies)
+        2
     """
     if config.do_sample and key is None:
         raise ValueError("do_sample=True draws at random: pass key=jax.random.key(seed)")

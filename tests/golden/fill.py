@@ -40,11 +40,11 @@ def _leaf(path: str, shape: tuple[int, ...]) -> jax.Array:
     name = source_name(path)
     target = target_of(name)
     assert target is not None
-    tensor = _tensor(name, shape[::-1] if target.transposed else shape)
+    tensor = tensor_by_formula(name, shape[::-1] if target.transposed else shape)
     return jnp.asarray(tensor.T if target.transposed else tensor)
 
 
-def _tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def tensor_by_formula(name: str, shape: tuple[int, ...]) -> np.ndarray:
     i = np.arange(np.prod(shape), dtype=np.float64)
     wave = np.sin(0.37 * i * (1 + 0.013 * (i % 7)) + 0.11 * (zlib.crc32(name.encode()) % 997)).reshape(shape)
     if name.endswith(("norm.weight", "layernorm_embedding.weight")):
