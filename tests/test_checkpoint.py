@@ -469,3 +469,10 @@ def test_loading_takes_little_more_memory_than_the_weights():
     command = [sys.executable, "-m", "benchmarks.load_memory", "--size", "90m"]
     run = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_parameters_of_another_configuration_are_not_saved(tmp_path, tiny_config):
+    params = BlenderbotForConditionalGeneration(tiny_config).init_params(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"embedding is \[96, 24\], the configuration says \[99, 24\]"):
+        save_pretrained(tmp_path / "new", tiny_config.replace(vocab_size=99), params)
+    assert not (tmp_path / "new").exists()

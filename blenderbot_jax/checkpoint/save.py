@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors.numpy import save_file
 
-from blenderbot_jax.checkpoint.names import flatten, source_name
+from blenderbot_jax.checkpoint.names import SHARED, flatten, source_name
 from blenderbot_jax.config import BlenderbotConfig
+from blenderbot_jax.files import make_public
 
 _ARCHITECTURES = {True: "BlenderbotForConditionalGeneration", False: "BlenderbotSmallForConditionalGeneration"}
 
@@ -52,7 +53,7 @@ def save_pretrained(
         tokenizer: a tokenizer with `save_pretrained`.
 
     Raises:
-        ValueError: the parameters are not those of a model with a head.
+        ValueError: the parameters are not those of a model with a head, or of another configuration.
 
     Example:
         >>> save_pretrained("my-model", model.config, params, GenerationConfig.recipe(), tokenizer)
@@ -62,6 +63,12 @@ def save_pretrained(
         raise ValueError(
             "save_pretrained takes the parameters of BlenderbotForConditionalGeneration, which hold final_logits_bias; "
             f"these begin with {', '.join(list(params)[:3])}"
+        )
+    table, wanted = tuple(leaves[SHARED].shape), (config.vocab_size, config.d_model)
+    if table != wanted:
+        raise ValueError(
+            f"the parameters' embedding is {list(table)}, the configuration says {list(wanted)}: save them with the "
+            "config of their own model (resize_token_embeddings returns one)"
         )
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +96,7 @@ def _write(
         array = np.asarray(leaf)
         tensors[source_name(path)] = np.ascontiguousarray(array.T if path.endswith("/kernel") else array)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o666 & ~_umask())
+    make_public(folder / "model.safetensors")
     stored = config.replace(
         unknown_keys=json.dumps(
             {
@@ -104,9 +111,3 @@ def _write(
         generation_config.save_json(folder / "generation_config.json")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,10 +17,9 @@ from blenderbot_jax.checks import check_ids, check_positions, check_same_shape, 
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation.beam import beam_search
 from blenderbot_jax.generation.config import GenerationConfig
-from blenderbot_jax.generation.plan import Plan, Settings, compile_config, pad_token
+from blenderbot_jax.generation.plan import LENGTH_BUCKETS, Plan, Settings, compile_config, pad_token, round_up
 from blenderbot_jax.generation.sampling import decode_rows
 
-_SOURCE_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -145,7 +144,7 @@ def _to_bucket(input_ids: Any, attention_mask: Any, max_positions: int) -> tuple
             jnp.ones(len(input_ids), bool),
         )
     B, S = ids.shape
-    rows, width = batch_bucket(B), min(_round_up(S, _SOURCE_BUCKETS), max_positions)
+    rows, width = batch_bucket(B), min(round_up(S, LENGTH_BUCKETS), max_positions)
     padded_ids = np.zeros((rows, width), np.int32)
     padded_mask = np.zeros((rows, width), bool)
     padded_ids[:B, :S], padded_mask[:B, :S] = ids, mask != 0
@@ -163,8 +162,4 @@ def _crop(array: jax.Array, rows: int, length: int | None = None) -> jax.Array:
 
 def batch_bucket(rows: int) -> int:
     """The number of rows a batch is padded to: a power of two up to 64, then a multiple of 64."""
-    return rows + -rows % 64 if rows > _BATCH_BUCKETS[-1] else _round_up(rows, _BATCH_BUCKETS)
-
-
-def _round_up(value: int, steps: tuple[int, ...]) -> int:
-    return next((step for step in steps if step >= value), value)
+    return rows + -rows % 64 if rows > _BATCH_BUCKETS[-1] else round_up(rows, _BATCH_BUCKETS)

@@ -15,7 +15,7 @@ from blenderbot_jax.generation.config import GenerationConfig
 DEFAULT_NEW_TOKENS = 20
 _UNUSED = -1
 # Lengths are rounded up to one of these, so that one program serves many.
-_CAPACITIES = (16, 32, 64, 128, 256, 512, 1024)
+LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def compile_config(config: GenerationConfig, model: BlenderbotConfig, source_wid
     bad_words = [tuple(word) for word in config.bad_words_ids or () if not (len(word) == 1 and word[0] in eos)]
     max_length = _max_length(config, model)
     min_length = config.min_length or 0 if config.min_new_tokens is None else config.min_new_tokens + 1
-    capacity = min(_round_up(max_length, _CAPACITIES), model.max_position_embeddings + 1)
+    capacity = min(round_up(max_length, LENGTH_BUCKETS), model.max_position_embeddings + 1)
     penalty = 1.0 if config.length_penalty is None else config.length_penalty
     settings = Settings(
         start_token=_one(_first(config.decoder_start_token_id, model.decoder_start_token_id), np.int32),
@@ -191,5 +191,6 @@ def _first(*values: Any) -> Any:
     return next(value for value in values if value is not None)
 
 
-def _round_up(value: int, steps: tuple[int, ...]) -> int:
+def round_up(value: int, steps: tuple[int, ...]) -> int:
+    """The least of the steps that holds a value; the value itself beyond the last."""
     return next((step for step in steps if step >= value), value)
