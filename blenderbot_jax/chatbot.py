@@ -12,6 +12,7 @@ import numpy as np
 from blenderbot_jax.dialogue import Conversation, EncodedConversation
 from blenderbot_jax.generation import GenerationConfig, generate
 from blenderbot_jax.pretrained import Checkpoint
+from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
 
 
 @dataclass(frozen=True)
@@ -160,11 +161,16 @@ class Chatbot:
         )
         return [
             tuple(
-                Alternative(tokenizer.decode(ids[:length], skip_special_tokens=True).strip(), float(score))
+                Alternative(_presentable(tokenizer, ids[:length]), float(score))
                 for ids, length, score in zip(*row, strict=True)
             )
             for row in zip(out.sequences, out.lengths, out.scores, strict=True)
         ]
+
+
+def _presentable(tokenizer: BlenderbotTokenizer | BlenderbotSmallTokenizer, ids: np.ndarray) -> str:
+    """A reply as people write: the 90M model's tokens know no spaces, so those before punctuation are closed up."""
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True).strip()
 
 
 def _right_padded(encoded: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:

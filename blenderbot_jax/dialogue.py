@@ -3,7 +3,8 @@
 The published format, taken from ParlAI (`parlai/core/torch_agent.py`, and the `delimiter` in the models' options):
 every turn is tokenised on its own with a leading space, turns are joined by two spaces (ids [228, 228] in the published
 vocabulary), `</s>` stands at the end, and what is too long loses its oldest part. Persona lines, `your persona: ...`,
-form a block of their own in front, one line each. The 90M model joins everything by `__newln__` and has no `</s>`.
+form a block of their own in front, one line each. The 90M model joins everything by `__newln__`, the id of a newline,
+and has nothing at the end; its tokenizer should be of mode `parlai`, which reads newlines inside a text as that id too.
 """
 
 import dataclasses
@@ -129,7 +130,7 @@ class Conversation:
             raise ValueError("the conversation has no turns yet: add one with conversation.add('user', text)")
         limit = tokenizer.model_max_length if max_tokens is None else max_tokens
         if limit is None:
-            raise ValueError("the tokenizer names no model_max_length: pass max_tokens (128 for the published models)")
+            raise ValueError("the tokenizer names no model_max_length: pass max_tokens (128, or 512 for the 90M model)")
         layout = DialogueLayout.of(tokenizer)
         persona = [layout.read(tokenizer, persona_block(self.persona))] if self.persona else []
         return layout.fit(persona, [layout.read(tokenizer, turn.text) for turn in self.turns], limit)

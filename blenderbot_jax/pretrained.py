@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,12 +10,18 @@ import jax.numpy as jnp
 from blenderbot_jax.checkpoint import fetch
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import BlenderbotForConditionalGeneration, Params
-from blenderbot_jax.tokenizer import BlenderbotTokenizer
+from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer, load_tokenizer, tokenizer_class
+from blenderbot_jax.tokenizer.arguments import length_limit
+from blenderbot_jax.tokenizer.vocabulary import read_settings
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model, its parameters, its tokenizer and how it is meant to decode.
+
+    The tokenizer of a 90M model reads text in the mode that its files name, and as ParlAI, which trained the weights,
+    where they name none. For transformers' ids, take `dataclasses.replace(checkpoint, tokenizer=...)` with a
+    `BlenderbotSmallTokenizer` of mode `hf`.
 
     Example:
         >>> checkpoint = Checkpoint.from_pretrained("demo")
@@ -24,7 +31,7 @@ class Checkpoint:
 
     model: BlenderbotForConditionalGeneration
     params: Params
-    tokenizer: BlenderbotTokenizer
+    tokenizer: BlenderbotTokenizer | BlenderbotSmallTokenizer
     generation_config: GenerationConfig
 
     @classmethod
@@ -44,15 +51,21 @@ class Checkpoint:
         """
         folder = fetch(name_or_folder, **hub_options)
         model, params = BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=dtype)
-        if not model.config.normalize_before:
-            raise ValueError(
-                f"{folder} holds a BlenderbotSmall model (90M), whose tokenizer this version lacks: load the weights "
-                "alone with BlenderbotForConditionalGeneration.from_pretrained"
-            )
-        tokenizer = BlenderbotTokenizer.from_pretrained(folder)
+        tokenizer = _tokenizer(folder, model.config.max_position_embeddings)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} rows; "
                 "they do not belong together, or the model wants resize_token_embeddings"
             )
         return cls(model, params, tokenizer, GenerationConfig.from_pretrained(folder))
+
+
+def _tokenizer(folder: Path, positions: int) -> BlenderbotTokenizer | BlenderbotSmallTokenizer:
+    """The folder's tokenizer; where its files are silent, with the model's limit and the mode of its training."""
+    said, missing = read_settings(folder, ("mode", "model_max_length")), {}
+    # transformers writes "no limit" where it knows none.
+    if length_limit(said.get("model_max_length")) is None:
+        missing["model_max_length"] = positions
+    if tokenizer_class(folder) is BlenderbotSmallTokenizer and "mode" not in said:
+        missing["mode"] = "parlai"
+    return load_tokenizer(folder, **missing)

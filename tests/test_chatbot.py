@@ -4,7 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from blenderbot_jax import Chatbot, Conversation
+from blenderbot_jax import (
+    BlenderbotForConditionalGeneration,
+    BlenderbotSmallConfig,
+    Chatbot,
+    Conversation,
+    save_pretrained,
+)
+from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer
+from tests.test_tokenizer_small import MERGES, VOCAB
 
 # Three that fit 16 places and four that do not, so that four decoded together are always 32 wide.
 TEXTS = [
@@ -124,3 +132,59 @@ def test_a_turn_longer_than_the_model_reads_loses_its_front(bot):
     response = bot.respond(Conversation().add("user", " ".join(TEXTS * 4)))
     assert response.dropped_turns == 0
     assert response.dropped_tokens > 0
+
+
+# The 90M family
+
+
+def small_bot(folder, tokenizer, rows):
+    """A random post-norm model that says the tokens `rows` and no others, saved with its tokenizer and loaded."""
+    config = BlenderbotSmallConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=48, d_model=8, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8, dropout=0.0,
+    )  # fmt: skip
+    params = BlenderbotForConditionalGeneration(config).init_params(jax.random.key(0))
+    bias = np.full((1, len(tokenizer)), -1e4, np.float32)
+    bias[0, rows] = 1e3
+    save_pretrained(folder, config, params | {"final_logits_bias": bias}, tokenizer=tokenizer)
+    return Chatbot.from_pretrained(folder).configured(num_beams=1, max_length=6, no_repeat_ngram_size=2)
+
+
+@pytest.fixture(scope="module")
+def toy_small_bot(tmp_path_factory):
+    tokenizer = BlenderbotSmallTokenizer(VOCAB, MERGES, mode="parlai")
+    return small_bot(tmp_path_factory.mktemp("small"), tokenizer, [VOCAB[token] for token in ("hi", "'", "act")])
+
+
+def test_a_90m_folder_talks_in_plain_strings(toy_small_bot):
+    reply = toy_small_bot.reply("Hi, act!")
+    assert set(reply) <= set("hi'act ")
+    assert reply == reply.strip() != ""
+    # The tokens know no spaces; those around an apostrophe are closed up.
+    assert "' " not in reply.rstrip("' ")
+    assert " '" not in reply.rstrip("' ")
+    assert toy_small_bot.replies(["Hi, act!", "hi"]) == [reply, toy_small_bot.reply("hi")]
+
+
+def test_a_90m_conversation_goes_on_with_the_reply(toy_small_bot):
+    chat = Conversation(persona=("i act.",)).add("user", "Hi! __end__ (really)")
+    response = toy_small_bot.respond(chat)
+    assert response.conversation == chat.add("bot", response.text)
+    assert toy_small_bot.respond(response.conversation.add("user", "adapt")).dropped_turns == 0
+
+
+def test_a_90m_model_reads_as_many_tokens_as_it_has_positions(toy_small_bot):
+    assert toy_small_bot.respond(Conversation().add("user", "hi " * 48)).dropped_tokens == 0
+    assert toy_small_bot.respond(Conversation().add("user", "hi " * 50)).dropped_tokens == 2
+
+
+def test_the_published_90m_vocabulary_serves_a_chatbot(data_folder, tmp_path):
+    tokenizer = BlenderbotSmallTokenizer.from_pretrained(
+        data_folder / "tokenizers" / "blenderbot_small-90M", mode="parlai"
+    )
+    bot = small_bot(tmp_path, tokenizer, tokenizer.encode("i don't know."))
+    assert bot.checkpoint.tokenizer == BlenderbotSmallTokenizer.from_pretrained(tmp_path, model_max_length=48)
+    response = bot.respond(Conversation(persona="i love hiking.").add("user", "Hello (there), __end__ you?\nsam"))
+    assert response.text
+    assert not any(special in response.text for special in tokenizer.all_special_tokens)
+    assert " ." not in response.text

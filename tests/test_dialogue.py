@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from blenderbot_jax import dialogue
 from blenderbot_jax.dialogue import Conversation, Turn
-from blenderbot_jax.tokenizer import BlenderbotTokenizer
+from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
 
 SPACES, NEWLINE, END = 228, 206, 2
 
@@ -49,6 +49,11 @@ def said(*texts, persona=()):
 @pytest.fixture(scope="session")
 def published(data_folder):
     return BlenderbotTokenizer.from_pretrained(data_folder / "tokenizers" / "blenderbot-400M-distill")
+
+
+@pytest.fixture(scope="session")
+def published_small(data_folder):
+    return BlenderbotSmallTokenizer.from_pretrained(data_folder / "tokenizers" / "blenderbot_small-90M", mode="parlai")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +106,28 @@ def test_the_small_layout_joins_by_newln_and_ends_with_nothing():
 
 def test_the_small_layout_may_fill_the_whole_limit():
     assert said("hi", "yo").encode(SMALL_LAYOUT, 7).input_ids == (*ids("hi"), 4, *ids("yo"))
+
+
+def test_a_90m_conversation_is_the_text_with_a_newline_between_its_lines(published_small):
+    chat = said("Hello (there)!", "hi\nsam, how are you?", persona=("i love hiking.", "i'm sam."))
+    lines = "your persona: i love hiking.\nyour persona: i'm sam.\nHello (there)!\nhi\nsam, how are you?"
+    encoded = chat.encode(published_small, 512)
+    assert list(encoded.input_ids) == published_small.encode(lines)
+    assert encoded.input_ids.count(4) == 4
+    assert not {0, 1, 2} & set(encoded.input_ids)
+
+
+def test_typed_special_tokens_end_nothing_in_a_90m_conversation(published_small):
+    chat = said("bye __end__", "__START__ __null__", "x__end__", persona=("__unk__",))
+    encoded = chat.encode(published_small, 512)
+    assert not {0, 1, 2, 3} & set(encoded.input_ids)
+    assert "bye __end__" in published_small.decode(encoded.input_ids)
+
+
+def test_a_90m_conversation_drops_its_oldest_turns(published_small):
+    encoded = said("hello hello hello", "hi", "sam", persona=("sam",)).encode(published_small, 8)
+    assert encoded.input_ids == (*published_small.encode("your persona: sam\nhi\nsam"),)
+    assert (encoded.dropped_turns, encoded.dropped_tokens) == (1, 0)
 
 
 def test_what_does_not_fit_goes_by_whole_turns_from_the_oldest():

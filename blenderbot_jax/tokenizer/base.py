@@ -58,6 +58,7 @@ class BaseTokenizer(ABC):
     truncation_side: str
 
     _ends_with_eos: ClassVar[bool]
+    _reads_tokenizer_json: ClassVar[bool] = True
     _saved_settings: ClassVar[tuple[str, ...]] = ("model_max_length", "padding_side", "truncation_side")
     _vocab: dict[str, int]
     _tokens: tuple[str, ...]
@@ -144,7 +145,8 @@ class BaseTokenizer(ABC):
         )
         # Files may list extra tokens under these two names; the constructor refuses any.
         names = (*cls._saved_settings, *_token_names(), "additional_special_tokens", "extra_special_tokens")
-        given = {**find_vocabulary(folder), **read_settings(folder, names), **overrides}
+        files = find_vocabulary(folder, whole_too=cls._reads_tokenizer_json)
+        given = {**files, **read_settings(folder, names), **overrides}
         try:
             tokenizer = cls(**given)
         except (TypeError, ValueError) as error:
@@ -281,7 +283,8 @@ class BaseTokenizer(ABC):
         Args:
             token_ids: an id, a list, or a numpy or JAX array [T].
             skip_special_tokens: leaves `</s>`, pads and their like out.
-            clean_up_tokenization_spaces: accepted and without effect, as in transformers 5: spaces belong to tokens.
+            clean_up_tokenization_spaces: for the 90M models, whether spaces before punctuation go; None means the
+                tokenizer's own setting. Without effect on byte-level text, as in transformers 5.
 
         Returns:
             The text; byte-level text keeps its leading space.
@@ -294,14 +297,12 @@ class BaseTokenizer(ABC):
             >>> tokenizer.decode([6950, 1085, 2], skip_special_tokens=True)
             ' Hello world'
         """
-        del clean_up_tokenization_spaces
-        return self._join(self._known(token_ids, skip_special_tokens))
+        return self._tidy(self._join(self._known(token_ids, skip_special_tokens)), clean_up_tokenization_spaces)
 
     def batch_decode(
         self, sequences: Any, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
     ) -> list[str]:
         """The texts of several sequences: a list of them, or an array [B, T]; see `decode`."""
-        del clean_up_tokenization_spaces
         # One transfer for a JAX array, not one a row.
         rows = np.asarray(sequences) if hasattr(sequences, "shape") else sequences
         if not isinstance(rows, Iterable) or any(np.ndim(row) != 1 for row in rows):
@@ -310,7 +311,7 @@ class BaseTokenizer(ABC):
                 f"{getattr(rows, 'shape', None) or arguments.describe(rows)}. One sequence is decode's; "
                 "sequences[:, 0] takes the best reply of each prompt out of [B, R, T]"
             )
-        return [self.decode(row, skip_special_tokens) for row in rows]
+        return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
 
     def tokenize(self, text: str, *, add_special_tokens: bool = False, split_special_tokens: bool = False) -> list[str]:
         """The tokens of one text as they stand in the vocabulary, by default without the closing one."""
@@ -320,13 +321,20 @@ class BaseTokenizer(ABC):
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> Any:
         """The id of a token or the ids of several; an unknown token gives `unk_token_id`."""
         if isinstance(tokens, str):
-            return self._vocab.get(tokens, self.unk_token_id)
-        return [self._vocab.get(token, self.unk_token_id) for token in tokens]
+            return self._token_id(tokens)
+        return [self._token_id(token) for token in tokens]
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or the list of tokens of several; an id outside the vocabulary is a ValueError."""
         tokens = [self._tokens[i] for i in self._known(ids, skip_special_tokens and np.ndim(ids) > 0)]
         return tokens if np.ndim(ids) else tokens[0]
+
+    def _token_id(self, token: str) -> int | None:
+        return self._vocab.get(token, self.unk_token_id)
+
+    def _tidy(self, text: str, wanted: bool | None) -> str:
+        del wanted
+        return text
 
     def _known(self, ids: Any, skip_special_tokens: bool) -> list[int]:
         special = self._special.values() if skip_special_tokens else ()

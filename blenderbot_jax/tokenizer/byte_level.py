@@ -9,7 +9,7 @@ from tokenizers.models import BPE
 from blenderbot_jax.tokenizer import arguments
 from blenderbot_jax.tokenizer.base import SPECIALS, BaseTokenizer
 from blenderbot_jax.tokenizer.batch import Rows
-from blenderbot_jax.tokenizer.vocabulary import Merge, PathLike, load_merges, load_vocab
+from blenderbot_jax.tokenizer.vocabulary import SMALL_TOKENS, Merge, PathLike, load_merges, load_vocab
 
 _ERRORS = {name: name for name in ("replace", "strict", "ignore", "backslashreplace", "surrogateescape")}
 # What transformers' constructor takes beside our own arguments, with the values that change nothing here.
@@ -90,7 +90,7 @@ class BlenderbotTokenizer(BaseTokenizer):
         given = (bos_token, eos_token, unk_token, sep_token, pad_token, cls_token, mask_token)
         named = zip(SPECIALS, given, strict=True)
         table, source = load_vocab(vocab)
-        if {"__null__", "__start__", "__end__"} <= table.keys():
+        if table.keys() >= SMALL_TOKENS:
             raise ValueError(f"{source} is the vocabulary of the 90M models: use BlenderbotSmallTokenizer")
         super().__init__(
             table,
