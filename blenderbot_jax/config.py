@@ -346,5 +346,3 @@ def _value_problems(config: BlenderbotConfig) -> Iterator[str]:
                 yield f"{name}={token} lies outside the vocabulary of {config.vocab_size} tokens"
     if config.activation_function not in ACTIVATIONS:
         yield f"activation_function must be one of {', '.join(ACTIVATIONS)}, not {config.activation_function!r}"
-    if not config.tie_word_embeddings:
-        yield "tie_word_embeddings=False (separate tables for encoder, decoder and head) is not supported"

@@ -8,6 +8,7 @@ DEMO = "demo"
 SMALL_FILES = ("*.json", "*.txt")
 SAFETENSORS = ("*.safetensors",)
 TORCH_FILES = ("pytorch_model*.bin",)
+FLAX_FILES = ("flax_model*.msgpack",)
 
 
 class CheckpointNotFoundError(FileNotFoundError):

@@ -9,98 +9,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from safetensors.numpy import load_file, save_file
 
 from blenderbot_jax import GenerationConfig
-from blenderbot_jax.checkpoint import CheckpointError, save_pretrained
 from blenderbot_jax.checkpoint import save as saving
+from blenderbot_jax.checkpoint import save_pretrained
 from blenderbot_jax.checkpoint.names import _COMPILED, Target, flatten, source_name, target_of, unflatten
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.model import BlenderbotForConditionalGeneration, BlenderbotModel
+from tests.checkpoint_files import (
+    SHARED,
+    assert_same,
+    content,
+    expected_leaves,
+    expected_shapes,
+    load,
+    published_names,
+    random_params,
+    random_tensors,
+    refusal,
+    write,
+    write_index,
+)
+from tests.checkpoint_files import TABLES as ALIASES
 
-SHARED, FC1, LAST_NORM = "model.shared.weight", "model.encoder.layers.0.fc1.weight", "model.decoder.layer_norm.bias"
+FC1, LAST_NORM = "model.encoder.layers.0.fc1.weight", "model.decoder.layer_norm.bias"
 DTYPES = [np.dtype("float32"), np.dtype("float16"), np.dtype(jnp.bfloat16)]
 
 
 @pytest.fixture(params=["tiny_config", "tiny_small_config"])
 def config(request):
     return request.getfixturevalue(request.param)
-
-
-def published_names(config):
-    """Key in the file -> leaf and whether it is transposed, written out a second time."""
-    norms = {"weight": "scale", "bias": "bias"}
-    names = {"final_logits_bias": ("final_logits_bias", False), SHARED: ("model/shared/embedding", False)}
-    for side, layers in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
-        at = f"model.{side}"
-        names[f"{at}.embed_positions.weight"] = (f"model/{side}/embed_positions/embedding", False)
-        own_norms = [f"{at}.{'layer_norm' if config.normalize_before else 'layernorm_embedding'}"]
-        linears = []
-        for i in range(layers):
-            blocks = ["self_attn", "encoder_attn"] if side == "decoder" else ["self_attn"]
-            linears += [f"{at}.layers.{i}.{block}.{x}_proj" for block in blocks for x in ("q", "k", "v", "out")]
-            linears += [f"{at}.layers.{i}.fc1", f"{at}.layers.{i}.fc2"]
-            own_norms += [f"{at}.layers.{i}.{block}_layer_norm" for block in [*blocks, "final"]]
-        for name in linears:
-            names[f"{name}.weight"] = (f"{name}/kernel".replace(".", "/"), True)
-            names[f"{name}.bias"] = (f"{name}/bias".replace(".", "/"), False)
-        names |= {f"{n}.{k}": (f"{n}/{v}".replace(".", "/"), False) for n in own_norms for k, v in norms.items()}
-    return names
-
-
-def expected_shapes(config):
-    model = BlenderbotForConditionalGeneration(config)
-    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(model.init_params, jax.random.key(0))).items()}
-
-
-def random_tensors(config, dtype="float16"):
-    """The content of a published file, every tensor different."""
-    rng, shapes = np.random.default_rng(0), expected_shapes(config)
-    names = published_names(config).items()
-    stored = {key: shapes[path][::-1] if transposed else shapes[path] for key, (path, transposed) in names}
-    return {key: rng.normal(size=shape).astype(dtype) for key, shape in stored.items()}
-
-
-def expected_leaves(config, tensors, dtype):
-    names = published_names(config).items()
-    return {path: (tensors[key].T if flip else tensors[key]).astype(dtype) for key, (path, flip) in names}
-
-
-def random_params(config, dtype=jnp.float32):
-    leaves = expected_leaves(config, random_tensors(config, "float32"), dtype)
-    return unflatten({path: jnp.asarray(leaf) for path, leaf in leaves.items()})
-
-
-def write(folder, config, tensors):
-    folder.mkdir(exist_ok=True)
-    config.save_json(folder / "config.json")
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-def write_index(folder, weight_map, name="model.safetensors"):
-    (folder / f"{name}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def load(folder, dtype=jnp.float32):
-    return flatten(BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=dtype)[1])
-
-
-def refusal(folder):
-    with pytest.raises(CheckpointError) as error:
-        load(folder)
-    return str(error.value)
-
-
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name, leaf in ours.items():
-        assert leaf.dtype == theirs[name].dtype, name
-        np.testing.assert_array_equal(np.asarray(leaf), theirs[name], err_msg=name)
-
-
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 # The table of names.
@@ -136,15 +76,24 @@ def test_other_keys_have_no_row(key):
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
-@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin", "legacy", "flax_model.msgpack"])
 def test_every_kind_of_file_loads(tmp_path, config, kind, sharded):
     tensors = random_tensors(config)
     save = save_file
-    if kind.endswith(".bin"):
+    if kind in ("pytorch_model.bin", "legacy"):
         torch = pytest.importorskip("torch")
+        zipped = kind != "legacy"
+        kind = "pytorch_model.bin"
 
         def save(part, path):
-            torch.save({key: torch.from_numpy(array) for key, array in part.items()}, path)
+            part = {key: torch.from_numpy(array) for key, array in part.items()}
+            torch.save(part, path, _use_new_zipfile_serialization=zipped)
+
+    elif kind == "flax_model.msgpack":
+        tensors = expected_leaves(config, tensors, np.float16)
+
+        def save(part, path):
+            path.write_bytes(msgpack_serialize(unflatten(part)))
 
     config.save_json(tmp_path / "config.json")
     if sharded:
@@ -158,7 +107,7 @@ def test_every_kind_of_file_loads(tmp_path, config, kind, sharded):
     model, params = BlenderbotForConditionalGeneration.from_pretrained(tmp_path)
     assert model.config == config
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    assert_same(flatten(params), expected_leaves(config, tensors, np.float32))
+    assert_same(flatten(params), expected_leaves(config, random_tensors(config), np.float32))
 
 
 @pytest.mark.parametrize("wanted", DTYPES, ids=str)
@@ -214,9 +163,6 @@ def test_a_missing_final_logits_bias_is_zero(tmp_path, tiny_config):
     bias = load(write(tmp_path, tiny_config, tensors), jnp.bfloat16)["final_logits_bias"]
     assert (bias.shape, bias.dtype) == ((1, tiny_config.vocab_size), jnp.bfloat16)
     assert not np.asarray(bias).any()
-
-
-ALIASES = ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"]
 
 
 def test_equal_aliases_are_accepted(tmp_path, tiny_config):
@@ -338,10 +284,10 @@ def test_an_index_that_is_none_is_refused(tmp_path, tiny_config, text):
 
 def test_a_folder_without_weights_lists_what_is_there(tmp_path, tiny_config):
     tiny_config.save_json(tmp_path / "config.json")
-    (tmp_path / "flax_model.msgpack").touch()
+    (tmp_path / "tf_model.h5").touch()
     message = refusal(tmp_path)
-    assert "The folder holds config.json, flax_model.msgpack" in message
-    assert "model.safetensors or pytorch_model.bin" in message
+    assert "The folder holds config.json, tf_model.h5" in message
+    assert "model.safetensors or pytorch_model.bin or flax_model.msgpack" in message
 
 
 def test_a_folder_without_config_is_refused(tmp_path):
@@ -388,7 +334,7 @@ def test_a_failure_half_way_changes_nothing(tmp_path, tiny_config, monkeypatch, 
     (folder / "vocab.json").write_text("{}")
     before = content(folder)
     if failing == "weights":
-        monkeypatch.setattr(saving, "save_file", lambda _, path, **__: Unwritable().save_json(path))
+        monkeypatch.setattr(saving, "write_safetensors", lambda path, *_: Unwritable().save_json(path))
     broken = {} if failing == "weights" else {failing: Unwritable()}
     other = tiny_config.replace(dropout=0.5)
     for target in (folder, tmp_path / "new"):
@@ -398,9 +344,11 @@ def test_a_failure_half_way_changes_nothing(tmp_path, tiny_config, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_parameters_without_head_are_not_saved(tmp_path, tiny_config):
-    with pytest.raises(ValueError, match=r"final_logits_bias; these begin with shared, encoder, decoder"):
-        save_pretrained(tmp_path / "model", tiny_config, random_params(tiny_config)["model"])
+@pytest.mark.parametrize("left_out", [("final_logits_bias",), ("model",), ("final_logits_bias", "model")])
+def test_what_are_no_parameters_of_a_model_is_not_saved(tmp_path, tiny_config, left_out):
+    params = {key: tree for key, tree in random_params(tiny_config).items() if key not in left_out}
+    with pytest.raises(ValueError, match=r"BlenderbotForCausalLM .*; these hold"):
+        save_pretrained(tmp_path / "model", tiny_config, params)
     assert not list(tmp_path.iterdir())
 
 

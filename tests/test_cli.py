@@ -142,7 +142,6 @@ def test_dtype_reaches_the_parameters(echo):
         (("reply", "--temperature", 0.5, "hi"), "--temperature has no effect"),
         (("reply", "--top-k", 5, "hi"), "--top-k has no effect"),
         (("reply", "--sample", "--top-p", 2, "hi"), "top_p must be a number between 0 and 1"),
-        (("reply", "--sample", "--beams", 4, "hi"), "do_sample=True with num_beams=4"),
         (("reply", "--length-penalty", "nan", "hi"), "length_penalty must be a number"),
         (("reply", "--sample", "--seed", 2**80, "hi"), "--seed"),
         (("reply", "--seed", -1, "hi"), "--seed"),

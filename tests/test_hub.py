@@ -89,9 +89,16 @@ def test_the_cache_is_used_offline_at_the_revision_asked_for(tmp_path):
             ["pytorch_model.bin.index.json", "pytorch_model-1.bin", "training_args.bin", "flax_model.msgpack"],
             ["pytorch_model-1.bin", "pytorch_model.bin.index.json"],
         ),
+        (["pytorch_model.bin", "flax_model.msgpack"], ["pytorch_model.bin"]),
+        (["flax_model.msgpack", "tf_model.h5"], ["flax_model.msgpack"]),
+        (
+            ["flax_model.msgpack.index.json", "flax_model-1.msgpack", "tf_model.h5"],
+            ["flax_model-1.msgpack", "flax_model.msgpack.index.json"],
+        ),
+        (["tf_model.h5"], []),
     ],
 )
-def test_bin_files_are_fetched_only_without_safetensors(tmp_path, monkeypatch, weights, wanted):
+def test_safetensors_are_fetched_or_else_bin_or_else_flax(tmp_path, monkeypatch, weights, wanted):
     small = ["config.json", "merges.txt", "vocab.json"]
 
     def download(name, *, allow_patterns, **_):

@@ -1,42 +1,49 @@
-"""Loading weights: find the files of a folder, compare them with what the model expects, read tensor by tensor.
+"""Loading weights: compare the tensors of a folder with what the model expects, then read them one by one.
 
 Everything that can be wrong is looked for first and reported at once; only then is a tensor read and placed.
 """
 
-import json
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from blenderbot_jax.checkpoint.names import Target, flatten, is_leftover, source_name, target_of, unflatten
-from blenderbot_jax.checkpoint.tensor_file import CheckpointError, TensorEntry, read_safetensors
-from blenderbot_jax.checkpoint.torch_file import read_torch_zip
+from blenderbot_jax.checkpoint.folder import listed, tensor_entries
+from blenderbot_jax.checkpoint.names import (
+    BIAS,
+    EMBED_TOKENS,
+    SHARED,
+    Target,
+    flatten,
+    is_leftover,
+    source_name,
+    target_of,
+    unflatten,
+)
+from blenderbot_jax.checkpoint.tensor_file import CheckpointError, TensorEntry
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.hub import SAFETENSORS, SMALL_FILES, TORCH_FILES, locate
 
-_READERS = {"model.safetensors": read_safetensors, "pytorch_model.bin": read_torch_zip}
-_SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
-_MAX_INDEX_BYTES = 100_000_000
-_OPTIONAL = "final_logits_bias"
 _ALIGNMENT = 64
 
 
-def fetch(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Path:
-    """The folder of a checkpoint with its weights, downloaded if need be; safetensors rather than `.bin`.
+@dataclass(frozen=True)
+class Leaf:
+    """What fills one leaf of the parameter tree: a tensor of a file, or zeros where the file may lack it."""
 
-    Args:
-        name_or_folder: a folder, a hub name, or "demo".
-        hub_options: `revision`, `cache_dir`, `local_files_only`, `token`; see `locate`.
-    """
-    folder = locate(name_or_folder, SMALL_FILES + SAFETENSORS, **hub_options)
-    if Path(name_or_folder).is_dir() or any((folder / name).is_file() for name in _SAFETENSORS_NAMES):
-        return folder
-    return locate(name_or_folder, SMALL_FILES + TORCH_FILES, **hub_options)
+    shape: tuple[int, ...]
+    entry: TensorEntry | None = None
+    transposed: bool = False
+
+    def read(self) -> np.ndarray:
+        """The values, in the file's own dtype and the tree's orientation."""
+        if self.entry is None:
+            return np.zeros(self.shape, np.float32)
+        array = self.entry.read()
+        return array.T if self.transposed else array
 
 
 def load_params(
@@ -45,28 +52,33 @@ def load_params(
     """Read a checkpoint's weights into a parameter tree.
 
     Args:
-        folder: holds `model.safetensors` or `pytorch_model.bin`, whole or in shards with their index.
+        folder: holds `model.safetensors`, `pytorch_model.bin` or `flax_model.msgpack`, whole or in shards with index.
         config: the architecture.
-        expected: the model's parameter tree with anything that has a `.shape` as leaves.
+        expected: the model's parameter tree with anything that has a `.shape` as leaves. What it has no place for at
+            all, such as the encoder of a `BlenderbotForCausalLM`, is left in the file.
         dtype: storage of the result.
         root: where `expected` stands in the tree of the whole model ("model/" for the model without head).
 
     Raises:
         CheckpointError: naming every tensor that is missing, unexpected, misshapen, or unequal to its alias.
     """
-    entries = tensor_entries(folder)
-    shapes = {root + path: tuple(leaf.shape) for path, leaf in flatten(dict(expected)).items()}
-    sources = _match(folder, entries, shapes, config, headless=bool(root))
+    leaves = find_leaves(folder, config, expected, root=root)
     flat = {}
     # The largest first: what reading it takes besides is gone again before the rest is there.
-    for path in sorted(shapes, key=lambda path: -math.prod(shapes[path])):
-        if path in sources:
-            entry, transposed = sources[path]
-            array = entry.read()
-            flat[path] = _place(array.T if transposed else array, dtype)
-        else:
-            flat[path] = _place(np.zeros(shapes[path]), dtype)
-    return unflatten({path.removeprefix(root): flat[path] for path in shapes})
+    for path in sorted(leaves, key=lambda path: -math.prod(leaves[path].shape)):
+        flat[path] = _place(leaves[path].read(), dtype)
+    return unflatten({path.removeprefix(root): flat[path] for path in leaves})
+
+
+def find_leaves(
+    folder: Path, config: BlenderbotConfig, expected: Mapping[str, Any], *, root: str = ""
+) -> dict[str, Leaf]:
+    """What `load_params` will read, by the path of each leaf in the tree of the whole model; no weight is read yet.
+
+    Aliases are the exception: where a file repeats the embedding under other names, they are compared.
+    """
+    shapes = {root + path: tuple(leaf.shape) for path, leaf in flatten(dict(expected)).items()}
+    return _match(folder, tensor_entries(folder), shapes, config)
 
 
 def _place(array: np.ndarray, dtype: Any) -> jax.Array:
@@ -83,91 +95,60 @@ def _place(array: np.ndarray, dtype: Any) -> jax.Array:
     return jax.device_put(copy)
 
 
-def tensor_entries(folder: Path) -> dict[str, TensorEntry]:
-    """Every tensor of a folder's weights, by its key in the files."""
-    for name, reader in _READERS.items():
-        if (folder / name).is_file():
-            return reader(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _read_shards(index, reader)
-    present = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file())) or "nothing"
-    raise CheckpointError(
-        f"{folder} holds no weights that can be read: they are called {' or '.join(_READERS)} "
-        f"(or the same in shards, with .index.json). The folder holds {present}"
-    )
-
-
-def _read_shards(index: Path, reader: Any) -> dict[str, TensorEntry]:
-    weight_map = _read_weight_map(index)
-    shards = {}
-    for name in sorted(set(weight_map.values())):
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{index}: a shard is a file beside the index, {name!r} is a path elsewhere")
-        if not (index.parent / name).is_file():
-            raise CheckpointError(f"{index}: the shard {name} is not there; fetch it, or the whole checkpoint again")
-        shards[name] = reader(index.parent / name)
-    absent = [key for key, name in weight_map.items() if key not in shards[name]]
-    if absent:
-        raise CheckpointError(f"{index} promises tensors that their shards do not hold: {_listed(absent)}")
-    return {key: shards[name][key] for key, name in weight_map.items()}
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
-    if index.stat().st_size > _MAX_INDEX_BYTES:
-        raise CheckpointError(f"{index} is larger than {_MAX_INDEX_BYTES} bytes, which no index is")
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is not an index: it must hold an object with a weight_map") from error
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: weight_map must map each tensor's key to a file name")
-    return weight_map
-
-
 def _match(
-    folder: Path,
-    entries: dict[str, TensorEntry],
-    shapes: dict[str, tuple[int, ...]],
-    config: BlenderbotConfig,
-    *,
-    headless: bool,
-) -> dict[str, tuple[TensorEntry, bool]]:
-    """Which entry fills which leaf, and whether it is transposed on the way."""
-    targets = {key: target_of(key) for key in entries}
-    sources: dict[str, tuple[TensorEntry, bool]] = {}
+    folder: Path, entries: dict[str, TensorEntry], shapes: dict[str, tuple[int, ...]], config: BlenderbotConfig
+) -> dict[str, Leaf]:
+    """Which entry fills which leaf, in the order of the leaves."""
+    targets = {key: target_of(key, tied=config.tie_word_embeddings) for key in entries}
+    unexpected = [key for key, target in targets.items() if not _has_place(target, shapes, config)]
+    found: dict[str, Leaf] = {}
     problems: list[str] = []
-    unexpected = []
-    # Aliases come last, so that a leaf is filled from its own name wherever the file has it.
-    for key, target in sorted(targets.items(), key=lambda item: item[1] is not None and item[1].alias):
-        if target is None or target.path not in shapes:
-            if not _may_be_left(target, config, headless):
-                unexpected.append(key)
-        elif problem := _misfit(key, entries[key], target, shapes[target.path]):
+    filling = _in_order(targets, shapes)
+    for key, target in filling:
+        leaf = Leaf(shapes[target.path], entries[key], target.transposed)
+        if problem := _misfit(key, entries[key], leaf):
             problems.append(problem)
-        elif target.path not in sources:
-            sources[target.path] = entries[key], target.transposed
-        elif not _equal(entries[key], sources[target.path][0]):
+        elif target.path not in found:
+            found[target.path] = leaf
+        elif not _equal(leaf, found[target.path]):
             problems.append(f"{key} should be another name of {target.path}, but its values differ")
-    named = {target.path for target in targets.values() if target}
-    missing = [source_name(path) for path in shapes if path not in named and path != _OPTIONAL]
+    named = {target.path for _, target in filling}
+    missing = [path for path in shapes if path not in named and path != BIAS]
     if missing:
-        problems.insert(0, f"missing: {_listed(missing)}")
+        paths = any("/" in key for key in entries)
+        problems.insert(0, f"missing: {listed(missing if paths else [source_name(path) for path in missing])}")
     if unexpected:
-        problems.insert(0, f"unexpected: {_listed(unexpected)}")
+        problems.insert(0, f"unexpected: {listed(unexpected)}")
     if problems:
         raise CheckpointError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
-    return sources
+    return {path: found.get(path, Leaf(shape)) for path, shape in shapes.items()}
 
 
-def _may_be_left(target: Target | None, config: BlenderbotConfig, headless: bool) -> bool:
+def _has_place(target: Target | None, paths: Collection[str], config: BlenderbotConfig) -> bool:
+    """Whether a tensor belongs to the tree, or to a part of the whole model that this tree does without."""
     if target is None:
         return False
-    return is_leftover(target.path, config) or (headless and target.path == _OPTIONAL)
+    if target.path in paths or is_leftover(target.path, config):
+        return True
+    part = target.path if target.path == BIAS else "/".join(target.path.split("/")[:2])
+    return not any(path == part or path.startswith(f"{part}/") for path in paths)
 
 
-def _misfit(key: str, entry: TensorEntry, target: Target, shape: tuple[int, ...]) -> str | None:
-    stored = shape[::-1] if target.transposed else shape
+def _in_order(targets: Mapping[str, Target | None], paths: Collection[str]) -> list[tuple[str, Target]]:
+    """The keys that fill a leaf, each with its target; aliases last, so that a leaf's own name comes first."""
+    filling = [(key, target) for key, target in targets.items() if target and target.path in paths]
+    filling.sort(key=lambda item: item[1].alias)
+    named = {target.path for _, target in filling}
+    shared = [(key, target) for key, target in targets.items() if target and target.path == SHARED]
+    # Up to version 4, transformers untied the head alone: encoder and decoder then share a table, stored once.
+    for path in EMBED_TOKENS.values():
+        if path in paths and path not in named:
+            filling += [(key, replace(target, path=path)) for key, target in shared]
+    return filling
+
+
+def _misfit(key: str, entry: TensorEntry, leaf: Leaf) -> str | None:
+    stored = leaf.shape[::-1] if leaf.transposed else leaf.shape
     if entry.shape != stored:
         return f"{key} has shape {list(entry.shape)}, the configuration asks for {list(stored)}"
     # bfloat16 is no subtype of numpy's floating, but is of kind "V" there.
@@ -176,12 +157,5 @@ def _misfit(key: str, entry: TensorEntry, target: Target, shape: tuple[int, ...]
     return None
 
 
-def _equal(one: TensorEntry, other: TensorEntry) -> bool:
-    if (one.path, one.offset, one.strides) == (other.path, other.offset, other.strides):
-        return True
-    return bool(np.array_equal(one.read(), other.read()))
-
-
-def _listed(names: list[str], most: int = 1000) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _equal(one: Leaf, other: Leaf) -> bool:
+    return one == other or bool(np.array_equal(one.read(), other.read()))

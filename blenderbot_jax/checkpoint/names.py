@@ -1,15 +1,21 @@
 """The one table of names: which tensor of a published file is which leaf of the parameter tree.
 
-Every key of a file must match exactly one row. Torch stores a linear layer as [out, in], the tree as [in, out].
+Every key of a file must match exactly one row. Torch stores a linear layer as [out, in], the tree as [in, out]. Flax
+files use the paths of the tree itself and its orientation.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from blenderbot_jax.config import BlenderbotConfig
 
 SHARED = "model/shared/embedding"
+HEAD = "lm_head/kernel"
+BIAS = "final_logits_bias"
+# Tables of their own in an untied model, other names of SHARED in a tied one.
+EMBED_TOKENS = {side: f"model/{side}/embed_tokens/embedding" for side in ("encoder", "decoder")}
+_TIED_TO_SHARED = frozenset({*EMBED_TOKENS.values(), HEAD})
 
 _SIDE = r"(?:model\.)?(encoder|decoder)\."
 _LAYER = _SIDE + r"layers\.(\d+)\."
@@ -22,15 +28,13 @@ class Row:
     pattern: str
     path: str
     transposed: bool = False
-    alias: bool = False
-    """A second name for a leaf that has its own: it may be absent, and must be equal where present."""
 
 
 TABLE = (
-    Row(r"final_logits_bias", "final_logits_bias"),
+    Row(r"final_logits_bias", BIAS),
     Row(r"(?:model\.)?shared\.weight", SHARED),
-    Row(_SIDE + r"embed_tokens\.weight", SHARED, alias=True),
-    Row(r"lm_head\.weight", SHARED, alias=True),
+    Row(_SIDE + r"embed_tokens\.weight", "model/{0}/embed_tokens/embedding"),
+    Row(r"lm_head\.weight", HEAD, True),
     Row(_SIDE + r"embed_positions\.weight", "model/{0}/embed_positions/embedding"),
     Row(_SIDE + r"(layer_norm|layernorm_embedding)\.weight", "model/{0}/{1}/scale"),
     Row(_SIDE + r"(layer_norm|layernorm_embedding)\.bias", "model/{0}/{1}/bias"),
@@ -53,19 +57,40 @@ class Target:
     path: str
     transposed: bool
     alias: bool
+    """A second name for a leaf that has its own: it may be absent, and must be equal where present."""
 
 
-def target_of(key: str) -> Target | None:
+def target_of(key: str, *, tied: bool = True) -> Target | None:
     """The leaf that a file's key names, or None if no row of the table knows the key.
+
+    Args:
+        key: dotted as PyTorch names it, or with slashes as Flax does.
+        tied: one table serves encoder, decoder and head (`tie_word_embeddings`), so all their names mean it.
 
     Example:
         >>> target_of("model.encoder.layers.0.fc1.weight")
         Target(path='model/encoder/layers/0/fc1/kernel', transposed=True, alias=False)
     """
+    target = _flax_target(key) if "/" in key else _torch_target(key)
+    if target is None or not tied or target.path not in _TIED_TO_SHARED:
+        return target
+    # A head [V, D] is the table as it lies in a PyTorch file; in a Flax file it is [D, V].
+    return Target(SHARED, transposed=target.path == HEAD and not target.transposed, alias=True)
+
+
+def _torch_target(key: str) -> Target | None:
     for pattern, row in _COMPILED:
         if found := pattern.fullmatch(key):
-            return Target(row.path.format(*found.groups()), row.transposed, row.alias)
+            return Target(row.path.format(*found.groups()), row.transposed, alias=False)
     return None
+
+
+def _flax_target(path: str) -> Target | None:
+    target = _torch_target(source_name(path))
+    # `weight` stands for three different leaves, so the way back must end where it began.
+    if target is None or path not in (target.path, target.path.removeprefix("model/")):
+        return None
+    return replace(target, transposed=False)
 
 
 def source_name(path: str) -> str:

@@ -9,16 +9,19 @@ can take up neither the time nor the memory of the reader.
 Source: the comments of CPython's Lib/pickletools.py, which define each instruction.
 """
 
+import io
 import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from blenderbot_jax.checkpoint.tensor_file import CheckpointError, quote
 
 # The largest published model (9.4B parameters) needs about 40 thousand.
 _MAX_INSTRUCTIONS = 2_000_000
+_MAX_NAME = 10_000
+_WAY_OUT = "The file is refused; if you trust its source, load it with PyTorch and save the state dict alone"
 _ORDERED_DICT = "collections.OrderedDict"
 
 # The names a pickle may mention, each with what stands in for a call of it; None: it may be mentioned, not called.
@@ -55,7 +58,34 @@ def interpret(
         CheckpointError: an instruction or a name is not allowed, or the pickle is malformed; and whatever the given
             functions raise.
     """
-    return _Machine(data, where, symbols, persistent).run()
+    file = io.BytesIO(data)
+    value = interpret_next(file, len(data), where, symbols, persistent)
+    if file.tell() != len(data):
+        raise CheckpointError(f"{where}, byte {file.tell()}: must end with one value and nothing after it. {_WAY_OUT}")
+    return value
+
+
+def interpret_next(
+    file: BinaryIO,
+    limit: int,
+    where: str,
+    symbols: SymbolTable,
+    persistent: Callable[[object], object],
+) -> object:
+    """Read the pickle that begins where the file stands, and leave the file behind it.
+
+    Args:
+        file: read no further than the pickle's last instruction.
+        limit: the most bytes it may take.
+        where, symbols, persistent: as in `interpret`.
+
+    Returns:
+        The value, as `interpret` does.
+
+    Raises:
+        CheckpointError: as `interpret` does.
+    """
+    return _Machine(file, limit, where, symbols, persistent).run()
 
 
 class _Machine:
@@ -63,12 +93,14 @@ class _Machine:
 
     def __init__(
         self,
-        data: bytes,
+        file: BinaryIO,
+        limit: int,
         where: str,
         symbols: SymbolTable,
         persistent: Callable[[object], object],
     ):
-        self._data = data
+        self._file = file
+        self._limit = limit
         self._position = 0
         self._where = where
         self._symbols = {_ORDERED_DICT: self._ordered_dict, **symbols}
@@ -94,34 +126,37 @@ class _Machine:
         raise self._refusal(f"a state dict takes fewer than {_MAX_INSTRUCTIONS} instructions, this one goes on")
 
     def _result(self) -> object:
-        if len(self._stacks) != 1 or len(self._stacks[0]) != 1 or self._position != len(self._data):
-            raise self._refusal("must end with exactly one value and nothing after it")
+        if len(self._stacks) != 1 or len(self._stacks[0]) != 1:
+            raise self._refusal("must end with exactly one value")
         return self._stacks[0][0]
 
     # Arguments that follow an instruction.
 
     def take(self, count: int) -> bytes:
-        end = self._position + count
-        if end > len(self._data):
+        taken = self._file.read(count) if self._position + count <= self._limit else b""
+        if len(taken) < count:
             raise self._refusal(f"is cut off: {count} more bytes must follow")
-        taken = self._data[self._position : end]
-        self._position = end
+        self._position += count
         return taken
 
     def number(self, code: str) -> Any:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def text(self, length: int) -> str:
+        return self._decoded(self.take(length))
+
+    def _decoded(self, raw: bytes) -> str:
         try:
-            return self.take(length).decode("utf-8")
+            return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self._refusal(f"text must be UTF-8: {error.reason}") from None
 
     def line(self) -> str:
-        end = self._data.find(b"\n", self._position)
-        if end < 0:
+        taken = self._file.readline(min(_MAX_NAME, self._limit - self._position))
+        self._position += len(taken)
+        if not taken.endswith(b"\n"):
             raise self._refusal("is cut off: a name must end with a newline")
-        return self.text(end + 1 - self._position)[:-1]
+        return self._decoded(taken[:-1])
 
     def protocol(self) -> None:
         version = self.number("B")
@@ -235,8 +270,7 @@ class _Machine:
         self._stacks[-1].append(target)
 
     def _refusal(self, rule: str) -> CheckpointError:
-        way_out = "if you trust its source, load it with PyTorch and save the state dict alone"
-        return CheckpointError(f"{self._where}, byte {self._position}: {rule}. The file is refused; {way_out}")
+        return CheckpointError(f"{self._where}, byte {self._position}: {rule}. {_WAY_OUT}")
 
 
 # Instructions that push the value they compute.

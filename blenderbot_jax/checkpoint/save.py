@@ -4,17 +4,19 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from blenderbot_jax.checkpoint.names import SHARED, flatten, source_name
+from blenderbot_jax.checkpoint.names import BIAS, EMBED_TOKENS, HEAD, SHARED, flatten, source_name
+from blenderbot_jax.checkpoint.tensor_writer import Pending, write_safetensors
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.files import make_public
 
-_ARCHITECTURES = {True: "BlenderbotForConditionalGeneration", False: "BlenderbotSmallForConditionalGeneration"}
+_SEQ2SEQ, _HEADLESS, _CAUSAL = "ForConditionalGeneration", "Model", "ForCausalLM"
 
 
 class SavesJson(Protocol):
@@ -48,35 +50,59 @@ def save_pretrained(
     Args:
         folder: made if it is missing.
         config: the architecture.
-        params: the parameters of a `BlenderbotForConditionalGeneration`, in the dtype they are to be stored in.
+        params: the parameters of a `BlenderbotForConditionalGeneration`, `BlenderbotModel` or `BlenderbotForCausalLM`,
+            in the dtype they are to be stored in. Which of them it is shows in the tree, and stands in config.json.
         generation_config: a `GenerationConfig`.
         tokenizer: a tokenizer with `save_pretrained`.
 
     Raises:
-        ValueError: the parameters are not those of a model with a head, or of another configuration.
+        ValueError: the parameters are those of none of the models, or of another configuration.
 
     Example:
         >>> save_pretrained("my-model", model.config, params, GenerationConfig.recipe(), tokenizer)
     """
-    leaves = flatten(params)
-    if "final_logits_bias" not in leaves:
-        raise ValueError(
-            "save_pretrained takes the parameters of BlenderbotForConditionalGeneration, which hold final_logits_bias; "
-            f"these begin with {', '.join(list(params)[:3])}"
-        )
-    table, wanted = tuple(leaves[SHARED].shape), (config.vocab_size, config.d_model)
-    if table != wanted:
-        raise ValueError(
-            f"the parameters' embedding is {list(table)}, the configuration says {list(wanted)}: save them with the "
-            "config of their own model (resize_token_embeddings returns one)"
-        )
+    leaves = {}
+    for path, leaf in flatten(params).items():
+        leaves[path] = Pending(tuple(leaf.shape), np.dtype(leaf.dtype), partial(np.asarray, leaf))
+    save_leaves(folder, config, leaves, generation_config, tokenizer)
+
+
+def save_leaves(
+    folder: str | os.PathLike[str],
+    config: BlenderbotConfig,
+    leaves: Mapping[str, Pending],
+    generation_config: SavesJson | None = None,
+    tokenizer: SavesFolder | None = None,
+    on_progress: Callable[[int], object] = lambda nbytes: None,
+) -> None:
+    """`save_pretrained` for leaves that are read when their turn comes, by their path in the tree.
+
+    Args:
+        folder, config, generation_config, tokenizer: as in `save_pretrained`.
+        leaves: shapes and values as in the tree, kernels [in, out].
+        on_progress: called after each tensor with its bytes.
+
+    Raises:
+        ValueError: as `save_pretrained` does.
+    """
+    kind = _kind_of(leaves)
+    _check_configuration(config, leaves)
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Inside the folder where there is one: it may be a mounted volume, and files move only within a file system.
     parent = folder if folder.is_dir() else folder.parent
     staging = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}."))
     try:
-        _write(staging, config, leaves, generation_config, tokenizer)
+        tensors = {
+            _key(path, kind): leaf.transposed if path.endswith("/kernel") else leaf for path, leaf in leaves.items()
+        }
+        write_safetensors(staging / "model.safetensors", tensors, on_progress)
+        make_public(staging / "model.safetensors")
+        _stored_config(config, kind, _table(leaves).dtype).save_json(staging / "config.json")
+        if generation_config is not None:
+            generation_config.save_json(staging / "generation_config.json")
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staging)
         folder.mkdir(exist_ok=True)
         for path in sorted(staging.iterdir()):
             path.replace(folder / path.name)
@@ -84,30 +110,61 @@ def save_pretrained(
         shutil.rmtree(staging)
 
 
-def _write(
-    folder: Path,
-    config: BlenderbotConfig,
-    leaves: dict[str, Any],
-    generation_config: SavesJson | None,
-    tokenizer: SavesFolder | None,
-) -> None:
-    tensors = {}
-    for path, leaf in leaves.items():
-        array = np.asarray(leaf)
-        tensors[source_name(path)] = np.ascontiguousarray(array.T if path.endswith("/kernel") else array)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    make_public(folder / "model.safetensors")
-    stored = config.replace(
-        unknown_keys=json.dumps(
-            {
-                **{key: value for key, value in config.extra.items() if key != "torch_dtype"},
-                "architectures": [_ARCHITECTURES[config.normalize_before]],
-                "dtype": str(tensors["model.shared.weight"].dtype),
-            }
-        )
+def _kind_of(paths: Iterable[str]) -> str:
+    """Which of the three models has this tree."""
+    parts = {part for path in paths for part in (path.split("/")[0], "/".join(path.split("/")[:2]))}
+    if {BIAS, "model/encoder", "model/decoder"} <= parts:
+        return _SEQ2SEQ
+    if "model/decoder" in parts and not {BIAS, "model/encoder"} & parts:
+        return _CAUSAL
+    if {"encoder", "decoder"} <= parts:
+        return _HEADLESS
+    raise ValueError(
+        "save_pretrained takes the parameters of BlenderbotForConditionalGeneration (final_logits_bias and a model of "
+        "encoder and decoder), BlenderbotModel (encoder and decoder) or BlenderbotForCausalLM (a model of a decoder "
+        f"alone); these hold {', '.join(sorted(parts)) or 'nothing'}"
     )
-    stored.save_json(folder / "config.json")
-    if generation_config is not None:
-        generation_config.save_json(folder / "generation_config.json")
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+
+
+def _check_configuration(config: BlenderbotConfig, leaves: Mapping[str, Pending]) -> None:
+    table, wanted = _table(leaves).shape, (config.vocab_size, config.d_model)
+    if table != wanted:
+        raise ValueError(
+            f"the parameters' embedding is {list(table)}, the configuration says {list(wanted)}: save them with the "
+            "config of their own model (resize_token_embeddings returns one)"
+        )
+    if config.tie_word_embeddings == (EMBED_TOKENS["decoder"] in _whole(leaves)):
+        held = "one embedding for all" if not config.tie_word_embeddings else "tables of their own for decoder and head"
+        raise ValueError(
+            f"the parameters hold {held}, the configuration says "
+            f"tie_word_embeddings={config.tie_word_embeddings}: save them with the config of their own model"
+        )
+
+
+def _whole(leaves: Mapping[str, Pending]) -> dict[str, Pending]:
+    """The leaves by their path in the whole model, which has a `model/` that the model without head lacks."""
+    whole = {path for path in leaves if path in (BIAS, HEAD) or path.startswith("model/")}
+    return {path if path in whole else f"model/{path}": leaf for path, leaf in leaves.items()}
+
+
+def _table(leaves: Mapping[str, Pending]) -> Pending:
+    """The embedding, or in an untied model one of them."""
+    whole = _whole(leaves)
+    for path in (SHARED, EMBED_TOKENS["decoder"]):
+        if path in whole:
+            return whole[path]
+    raise ValueError(f"the parameters hold no embedding: {SHARED} is missing")
+
+
+def _key(path: str, kind: str) -> str:
+    """The key under which transformers stores a leaf; it keeps a tied decoder's table under the decoder's name."""
+    return source_name(EMBED_TOKENS["decoder"] if kind == _CAUSAL and path == SHARED else path)
+
+
+def _stored_config(config: BlenderbotConfig, kind: str, dtype: np.dtype) -> BlenderbotConfig:
+    """The configuration as transformers writes it for this model."""
+    family = "Blenderbot" if config.normalize_before else "BlenderbotSmall"
+    kept = {key: value for key, value in config.extra.items() if key != "torch_dtype"}
+    extra = {**kept, "architectures": [family + kind], "dtype": str(dtype)}
+    causal = kind == _CAUSAL
+    return config.replace(is_decoder=causal, is_encoder_decoder=not causal, unknown_keys=json.dumps(extra))

@@ -1,8 +1,8 @@
 """Tensors in files: where each one lies, and reading it without mapping or copying the rest.
 
-A reader of a format (`read_safetensors` here, `torch_file.read_torch_zip`) checks the whole table of contents first and
-returns one `TensorEntry` per tensor; the bytes are read later, one tensor at a time, so that a loader never holds more
-than the tensor at hand beside the parameters it builds.
+A reader of a format (`read_safetensors` here, `torch_file.read_torch`, `flax_file.read_flax`) checks the whole table of
+contents first and returns one `TensorEntry` per tensor; the bytes are read later, one tensor at a time, so that a
+loader never holds more than the tensor at hand beside the parameters it builds.
 """
 
 import json
@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 # The integer types are read so that a stray buffer (position ids, masks) can be listed and refused by its name.
-_SAFETENSORS_DTYPES = {
+SAFETENSORS_DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -173,9 +173,9 @@ def _entry(path: Path, name: str, fields: object, data_start: int, data_size: in
     if not isinstance(fields, dict):
         raise _damaged(path, f"tensor {quote(name)}: must be a JSON object, it is {quote(fields)}")
     code, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
-    dtype = _SAFETENSORS_DTYPES.get(code) if isinstance(code, str) else None
+    dtype = SAFETENSORS_DTYPES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        rule = f"dtype must be one of {', '.join(_SAFETENSORS_DTYPES)}, it is {quote(code)}"
+        rule = f"dtype must be one of {', '.join(SAFETENSORS_DTYPES)}, it is {quote(code)}"
         raise CheckpointError(f"{path}: tensor {quote(name)}: {rule}; convert it to one of them and save it again")
     if not is_shape(shape):
         raise _damaged(path, f"tensor {quote(name)}: shape must be a list of sizes, it is {_short_json(shape)}")

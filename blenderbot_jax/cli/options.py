@@ -1,4 +1,4 @@
-"""What the commands share: the options that say which model to load and how to decode, and standard input."""
+"""What the commands share: the options that say which model to load and how to decode, input, and output."""
 
 import io
 import sys
@@ -8,10 +8,12 @@ from typing import Any, TextIO
 import click
 import jax
 import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from blenderbot_jax.chatbot import Chatbot
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 # Option name -> (field of GenerationConfig, type, help).
 _DECODING: dict[str, tuple[str, Any, str]] = {
     "--beams": ("num_beams", int, "Width of the beam search; 1 decodes greedily."),
@@ -39,25 +41,47 @@ def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     for flag, (field, kind, text) in reversed(_DECODING.items()):
         type_ = {} if kind is bool else {"type": kind}
         command = click.option(flag, field, default=None, help=text, **type_)(command)
-    for option in reversed(
-        (
-            click.option("--model", "name", default="demo", show_default=True, help="Folder, hub name, or demo."),
-            click.option(
-                "--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True, help="Precision."
-            ),
-            click.option("--revision", default=None, help="Branch, tag or commit on the hub."),
-            click.option("--local-only", is_flag=True, help="Never use the network."),
-            click.option(
-                "--seed",
-                type=click.IntRange(0, 2**32 - 1),
-                default=0,
-                show_default="0",
-                help="With --sample: where chance begins.",
-            ),
-        )
-    ):
-        command = option(command)
-    return command
+    seed = click.option(
+        "--seed",
+        type=click.IntRange(0, 2**32 - 1),
+        default=0,
+        show_default="0",
+        help="With --sample: where chance begins.",
+    )
+    return model_options(seed(command))
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which model to load: `name`, `dtype`, `revision` and `local_only`."""
+    name = click.option("--model", "name", default="demo", show_default=True, help="Folder, hub name, or demo.")
+    dtype = click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision.")
+    return name(dtype(hub_options(command)))
+
+
+def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a hub name is looked up: `revision` and `local_only`."""
+    command = click.option("--local-only", is_flag=True, help="Never use the network.")(command)
+    return click.option("--revision", default=None, help="Branch, tag or commit on the hub.")(command)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on standard error, where that is a terminal, which is gone when the work is done."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def output_console() -> Console:
+    """Standard output for tables; a file or a pipe, which has no width, gets lines of 120."""
+    console = Console(highlight=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=120)
 
 
 def load_bot(

@@ -4,10 +4,9 @@ import sys
 from typing import Any, TextIO
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn
 
-from blenderbot_jax.cli.options import load_bot, model_and_decoding, standard_input
+from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar, standard_input
 
 
 @click.command(short_help="Answer a text, or every line of a file.")
@@ -37,17 +36,7 @@ def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **optio
         raise click.UsageError("there is nothing to answer: the input is empty")
     bot, key = load_bot(**options)
     rows = [row for row, utterance in enumerate(utterances) if utterance]
-    console = Console(stderr=True)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with progress:
+    with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("replies (the first of each length compiles)", total=len(rows))
         answers = bot.replies(
             [utterances[row] for row in rows],

@@ -1,0 +1,49 @@
+"""`blenderbot-jax convert`: any checkpoint that can be read, into a folder of safetensors."""
+
+from pathlib import Path
+
+import click
+from rich.filesize import decimal
+from rich.progress import DownloadColumn, TransferSpeedColumn
+
+from blenderbot_jax.cli.options import DTYPES, hub_options, progress_bar
+from blenderbot_jax.conversion import convert_checkpoint
+
+
+@click.command(short_help="Write a checkpoint anew as safetensors.")
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--dtype",
+    type=click.Choice(["stored", *DTYPES]),
+    default="stored",
+    show_default=True,
+    help="Precision of the new weights; `stored` keeps what is there.",
+)
+@hub_options
+def convert(source: str, target: Path, dtype: str, revision: str | None, local_only: bool) -> None:
+    """Write the checkpoint SOURCE anew into the folder TARGET, which loads here and in transformers.
+
+    SOURCE is a folder, a hub name, or demo: safetensors, .bin of any version of PyTorch, or Flax weights, whole or in
+    shards. TARGET then holds config.json, model.safetensors, and the files of tokenizer and generation. Nothing of a
+    .bin is executed, neither torch nor transformers is needed, and no more than one tensor is in memory at a time.
+
+    \b
+    Examples:
+      blenderbot-jax convert facebook/blenderbot-400M-distill blenderbot-400m
+      blenderbot-jax convert ./old-checkpoint new-checkpoint --dtype bfloat16
+    """
+    with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task("weights", total=None)
+        done = convert_checkpoint(
+            source,
+            target,
+            dtype=None if dtype == "stored" else dtype,
+            on_progress=lambda written, total: progress.update(task, completed=written, total=total),
+            revision=revision,
+            local_files_only=local_only,
+        )
+    kept = "as it was stored" if dtype == "stored" else f"in {dtype}"
+    click.echo(f"{done.folder}: {done.model}, {done.parameters:,} parameters {kept}, {decimal(done.nbytes)}")
+    if not done.tokenizer:
+        click.echo("The source has no tokenizer files; the new folder has none either.", err=True)
