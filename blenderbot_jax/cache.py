@@ -11,12 +11,14 @@ The two agree up to rounding; the table avoids moving the cache at each step of 
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.masks import ancestry_mask, cache_mask
+from blenderbot_jax.masks import ancestry_mask, cache_mask, positions_from_mask
 
 
 @jax.tree_util.register_dataclass
@@ -29,15 +31,17 @@ class DecoderCache:
     self_values: tuple[jax.Array, ...]
     """L arrays [B, N, K, C, H]."""
     cross_keys: tuple[jax.Array, ...]
-    """L arrays [B, N, S, H], shared by the beams of a prompt."""
+    """L arrays [B, N, S, H], shared by the beams of a prompt; none for a decoder that stands alone."""
     cross_values: tuple[jax.Array, ...]
     """L arrays [B, N, S, H]."""
     source_mask: jax.Array
-    """[B, S] bool, True where a source token is kept."""
+    """[B, S] bool, True where a source token is kept; S is 0 for a decoder that stands alone."""
     length: jax.Array
-    """Scalar int32: tokens written, the position of the next one."""
+    """Scalar int32: slots written."""
     ancestry: jax.Array | None
     """[B, K, C] integers, the beam whose slot holds each place of a beam's history; None in the gathering form."""
+    target_mask: jax.Array | None = None
+    """[B, C] bool, False at the pads of a prompt; None where there are none. A pad takes a slot but no position."""
 
     @property
     def beams(self) -> int:
@@ -50,31 +54,86 @@ class DecoderCache:
         return self.self_keys[0].shape[3]
 
 
+@dataclass(frozen=True)
+class CacheShape:
+    """What a cache takes from the architecture."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: Any
+
+
 def init_cache(
     cross_keys: tuple[jax.Array, ...],
     cross_values: tuple[jax.Array, ...],
     source_mask: jax.Array,
     *,
+    shape: CacheShape,
     beams: int,
     capacity: int,
     ancestry: bool,
+    target_mask: jax.Array | None = None,
 ) -> DecoderCache:
     """An empty cache around the cross-attention keys and values of a batch.
 
     Args:
-        cross_keys, cross_values: L arrays [B, N, S, H].
+        cross_keys, cross_values: L arrays [B, N, S, H], or none.
         source_mask: [B, S] bool.
+        shape: of the decoder.
         beams: K.
         capacity: C, the most tokens that will be written.
         ancestry: keep an ancestry table instead of gathering.
+        target_mask: [B, C] bool, False at the pads of a prompt that will be written; None if it has none.
     """
-    B, N, _, H = cross_keys[0].shape
-    empty = tuple(jnp.zeros((B, N, beams, capacity, H), keys.dtype) for keys in cross_keys)
-    table = None
-    if ancestry:
-        own = jnp.arange(beams, dtype=jnp.int8 if beams <= 127 else jnp.int32)
-        table = jnp.broadcast_to(own[None, :, None], (B, beams, capacity))
-    return DecoderCache(empty, empty, cross_keys, cross_values, source_mask, jnp.int32(0), table)
+    B = source_mask.shape[0]
+    slots = jnp.zeros((B, shape.heads, beams, capacity, shape.head_dim), shape.dtype)
+    empty = (slots,) * shape.layers
+    table = _own_slots(B, beams, capacity) if ancestry else None
+    return DecoderCache(empty, empty, cross_keys, cross_values, source_mask, jnp.int32(0), table, target_mask)
+
+
+def expand_beams(cache: DecoderCache, beams: int, *, ancestry: bool) -> DecoderCache:
+    """Let `beams` beams go on from one row per prompt, each with its own copy of what was written so far.
+
+    Args:
+        cache: with K = 1.
+        beams: the new K.
+        ancestry: keep an ancestry table instead of gathering.
+    """
+
+    def copies(slots: jax.Array) -> jax.Array:
+        return jnp.repeat(slots, beams, axis=2)
+
+    return dataclasses.replace(
+        cache,
+        self_keys=tuple(map(copies, cache.self_keys)),
+        self_values=tuple(map(copies, cache.self_values)),
+        ancestry=_own_slots(cache.source_mask.shape[0], beams, cache.capacity) if ancestry else None,
+    )
+
+
+def over_caches(change: Callable[[DecoderCache], DecoderCache], cache: Any) -> Any:
+    """Apply a change to a cache, or to every cache of an ensemble's."""
+    return jax.tree.map(change, cache, is_leaf=lambda leaf: isinstance(leaf, DecoderCache))
+
+
+def rewind(cache: DecoderCache, length: jax.Array) -> DecoderCache:
+    """Forget what was written from `length` on: the next token is written there."""
+    return dataclasses.replace(cache, length=length)
+
+
+def _own_slots(B: int, beams: int, capacity: int) -> jax.Array:
+    own = jnp.arange(beams, dtype=jnp.int8 if beams <= 127 else jnp.int32)
+    return jnp.broadcast_to(own[None, :, None], (B, beams, capacity))
+
+
+def positions(cache: DecoderCache, T: int) -> jax.Array:
+    """The positions of the next T tokens: [T], or [B, 1, T] where the prompts hold pads."""
+    if cache.target_mask is None:
+        return cache.length + jnp.arange(T)
+    places = jax.lax.dynamic_slice_in_dim(positions_from_mask(cache.target_mask), cache.length, T, axis=1)
+    return places[:, None]
 
 
 def append(slots: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
@@ -90,8 +149,13 @@ def append(slots: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
 
 
 def self_attention_mask(cache: DecoderCache, T: int) -> jax.Array:
-    """The mask for T new tokens per beam: [T, C], or [B, 1, K * T, K * C] with an ancestry table."""
+    """The mask for T new tokens per beam: [T, C], or [B, 1, 1, T, C] where the prompts hold pads.
+
+    With an ancestry table it is [B, 1, K * T, K * C], over the slots of all beams.
+    """
     visible = cache_mask(cache.length, T, cache.capacity)
+    if cache.target_mask is not None:
+        visible = visible & cache.target_mask[:, None, None, None, :]
     return visible if cache.ancestry is None else ancestry_mask(cache.ancestry, visible)
 
 

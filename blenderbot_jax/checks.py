@@ -3,10 +3,14 @@
 Values can be read only where they are concrete. Inside `jit` they are tracers, and only shapes are checked there.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+# Argument -> the values that ask for nothing, and what to do instead of any other.
+Refusals = Mapping[str, tuple[tuple[Any, ...], str]]
 
 
 def concrete(array: Any) -> np.ndarray | None:
@@ -15,6 +19,16 @@ def concrete(array: Any) -> np.ndarray | None:
         return np.asarray(array)
     except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
         return None
+
+
+def as_array(name: str, value: Any) -> Any:
+    """A nested list as an array; anything else as it is."""
+    if not isinstance(value, list):
+        return value
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} has rows of different lengths: pad them (the tokenizer does, with a mask)") from None
 
 
 def check_ids(name: str, ids: Any, vocab_size: int, *, ignore: int | None = None) -> None:
@@ -62,3 +76,62 @@ def check_positions(name: str, length: int, max_positions: int) -> None:
             f"{name} has {length} tokens, but this model knows positions for {max_positions}: "
             "truncate it (Conversation drops the oldest turns, the tokenizer takes truncation=True)"
         )
+
+
+def check_mask(name: str, mask: Any, over: str, shape: tuple[int, ...]) -> None:
+    """Refuse a mask of another shape than what it lies over, or with other values than 0 and 1."""
+    check_same_shape(name, mask, over, shape)
+    values = concrete(mask)
+    if values is not None and not ((values == 0) | (values == 1)).all():
+        wrong = values[(values != 0) & (values != 1)].flat[0]
+        raise ValueError(f"{name} holds 1 where a token is kept and 0 where it is padding; it holds {wrong}")
+
+
+def check_embeds(name: str, embeds: Any, d_model: int) -> None:
+    """Refuse embeddings or states that are not [B, T, d_model] floating-point numbers."""
+    shape = np.shape(embeds)
+    if len(shape) != 3 or 0 in shape or shape[-1] != d_model:
+        raise ValueError(f"{name} must have shape [batch, length, d_model={d_model}], not {list(shape)}")
+    dtype = getattr(embeds, "dtype", None) or np.asarray(embeds).dtype
+    if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+        raise TypeError(f"{name} must be floating-point numbers, not {dtype}")
+
+
+def check_one_of(given: Mapping[str, Any], otherwise: str = "") -> None:
+    """Refuse none or several of the arguments of which exactly one is wanted."""
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) == 1:
+        return
+    if names:
+        raise ValueError(f"{' and '.join(names)} were both given and say the same thing: leave one out")
+    first, *others = given
+    hint = f" ({otherwise})" if otherwise else ""
+    raise ValueError(" or ".join([f"{first} is required{hint}", *others]))
+
+
+def refuse_arguments(
+    where: str, given: Mapping[str, Any], refusals: Refusals, *, passed_on: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Refuse arguments that cannot be honoured, each with its way out.
+
+    Args:
+        where: who was called.
+        given: name -> value.
+        refusals: the table; a value that asks for nothing is dropped in silence.
+        passed_on: names that are somebody else's business.
+
+    Returns:
+        What is passed on.
+
+    Raises:
+        TypeError: naming the argument.
+    """
+    for name, value in given.items():
+        if name in passed_on:
+            continue
+        if name not in refusals:
+            raise TypeError(f"{where} takes no argument {name!r}; its docstring lists those it takes")
+        neutral, way_out = refusals[name]
+        if not any(type(value) is type(one) and value == one for one in neutral):
+            raise TypeError(f"{where} takes no {name}: {way_out}")
+    return {name: value for name, value in given.items() if name in passed_on}

@@ -36,11 +36,16 @@ def precision_for(dtype: DType) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
-def matmul(x: jax.Array, kernel: Any) -> jax.Array:
-    """`x @ kernel`; a kernel that is not an array (packed, quantised, adapted) brings its own `__rmatmul__`."""
+def matmul(x: jax.Array, kernel: Any, accumulate: DType = None) -> jax.Array:
+    """`x @ kernel`; a kernel that is not an array (packed, quantised, adapted) brings its own `__rmatmul__`.
+
+    `accumulate` is the dtype of the sums and of the result, that of `x` if None.
+    """
     if not hasattr(kernel, "astype"):
-        return kernel.__rmatmul__(x)
-    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision_for(x.dtype))
+        product = kernel.__rmatmul__(x)
+        return product if accumulate is None else product.astype(accumulate)
+    precision = precision_for(x.dtype)
+    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision, preferred_element_type=accumulate)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
@@ -69,6 +74,9 @@ class Linear(nn.Module):
     features: int
     init_std: float
     dtype: DType
+    use_bias: bool = True
+    accumulate: DType = None
+    """dtype of the result; None: `dtype`."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -77,8 +85,11 @@ class Linear(nn.Module):
         else:
             shape = (x.shape[-1], self.features)
             kernel = self.param("kernel", nn.initializers.normal(self.init_std), shape, jnp.float32)
+        product = matmul(x.astype(self.dtype), kernel, self.accumulate)
+        if not self.use_bias:
+            return product
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return matmul(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        return product + bias.astype(product.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -159,19 +170,25 @@ class Attention(nn.Module):
         """[B, ..., S, D] to two arrays [B, N, ..., S, H]."""
         return self._split_heads(self.k_proj(y)), self._split_heads(self.v_proj(y))
 
-    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-        """Queries [..., T, H] over keys [..., S, H], mask broadcasting to [..., T, S], to [..., T, H]."""
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Queries [..., T, H] over keys [..., S, H] under a mask that broadcasts to [..., T, S].
+
+        Returns:
+            What the queries gather [..., T, H], and the weights [..., T, S] they gather it with.
+        """
         weights = dropout(self, attention_weights(q, k, mask), self.config.attention_dropout)
-        return jnp.einsum("...ts,...sh->...th", weights.astype(v.dtype), v, precision=precision_for(v.dtype))
+        heads = jnp.einsum("...ts,...sh->...th", weights.astype(v.dtype), v, precision=precision_for(v.dtype))
+        return heads, weights
 
     def output(self, heads: jax.Array) -> jax.Array:
         """[B, N, ..., T, H] to [B, ..., T, D]."""
         joined = jnp.moveaxis(heads, 1, -2)
         return self.out_proj(joined.reshape(*joined.shape[:-2], -1))
 
-    def __call__(self, x: jax.Array, y: jax.Array, mask: jax.Array) -> jax.Array:
-        """Attend from x [B, T, D] to y [B, S, D]."""
-        return self.output(self.attend(self.queries(x), *self.keys_values(y), mask))
+    def __call__(self, x: jax.Array, y: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Attend from x [B, T, D] to y [B, S, D]: the result [B, T, D] and the weights [B, N, T, S]."""
+        heads, weights = self.attend(self.queries(x), *self.keys_values(y), mask)
+        return self.output(heads), weights
 
     def over_shared(self, x: jax.Array, keys_values: KeysValues, mask: jax.Array) -> jax.Array:
         """All beams over the same keys [B, N, S, H]: folded into the query axis, so that nothing is tiled by beam.
@@ -179,16 +196,16 @@ class Attention(nn.Module):
         x is [B, K, T, D], mask broadcasts to [B, N, K * T, S].
         """
         q = self.queries(x)
-        folded = self.attend(q.reshape(*q.shape[:2], -1, q.shape[-1]), *keys_values, mask)
+        folded, _ = self.attend(q.reshape(*q.shape[:2], -1, q.shape[-1]), *keys_values, mask)
         return self.output(folded.reshape(q.shape))
 
     def over_slots(self, x: jax.Array, slots: KeysValues, mask: jax.Array) -> jax.Array:
         """Each beam over its own slots [B, N, K, C, H], or, where the mask says who owns what, over those of all beams.
 
-        x is [B, K, T, D], mask [T, C] or [B, 1, K * T, K * C].
+        x is [B, K, T, D], mask [T, C] or [B, 1, 1, T, C], or, over the slots of all beams, [B, 1, K * T, K * C].
         """
-        if mask.ndim == 2:
-            return self.output(self.attend(self.queries(x), *slots, mask))
+        if mask.ndim != 4:
+            return self.output(self.attend(self.queries(x), *slots, mask)[0])
         B, N, K, C, H = slots[0].shape
         keys, values = slots
         return self.over_shared(x, (keys.reshape(B, N, K * C, H), values.reshape(B, N, K * C, H)), mask)
@@ -213,14 +230,15 @@ class TransformerLayer(nn.Module):
         total = h + dropout(self, change, self.config.dropout)
         return total if self.config.normalize_before else norm(total)
 
-    def residual(self, norm: LayerNorm, h: jax.Array, sublayer: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """One sublayer around the residual stream."""
-        return self.leave(norm, h, sublayer(self.enter(norm, h)))
-
-    def feed_forward(self, h: jax.Array) -> jax.Array:
-        """fc2(activation(fc1(h))); the subclass owns fc1 and fc2."""
-        hidden = ACTIVATION_FUNCTIONS[self.config.activation_function](self.fc1(h))
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """fc2(activation(fc1(x))); the subclass owns fc1 and fc2."""
+        hidden = ACTIVATION_FUNCTIONS[self.config.activation_function](self.fc1(x))
         return self.fc2(dropout(self, hidden, self.config.activation_dropout))
+
+    def after_attention(self, h: jax.Array) -> jax.Array:
+        """The feed-forward sublayer, which ends a layer; the subclass owns its norm."""
+        x = self.enter(self.final_layer_norm, h)
+        return self.leave(self.final_layer_norm, h, self.feed_forward(x))
 
 
 class EncoderLayer(TransformerLayer):
@@ -234,13 +252,14 @@ class EncoderLayer(TransformerLayer):
         self.fc2 = Linear(c.d_model, c.init_std, self.dtype)
         self.final_layer_norm = LayerNorm(self.dtype)
 
-    def __call__(self, h: jax.Array, mask: jax.Array) -> jax.Array:
-        """h [B, S, D], mask [B, 1, 1, S]."""
-        out = self.residual(self.self_attn_layer_norm, h, lambda x: self.self_attn(x, x, mask))
-        out = self.residual(self.final_layer_norm, out, self.feed_forward)
+    def __call__(self, h: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """h [B, S, D] under mask [B, 1, 1, S] to the next h, and the attention weights [B, N, S, S]."""
+        x = self.enter(self.self_attn_layer_norm, h)
+        change, weights = self.self_attn(x, x, mask)
+        out = self.after_attention(self.leave(self.self_attn_layer_norm, h, change))
         if self.dtype == jnp.float16:
             out = jnp.clip(out, -_FLOAT16_LIMIT, _FLOAT16_LIMIT)
-        return layerdrop(self, h, out, self.config.encoder_layerdrop)
+        return layerdrop(self, h, out, self.config.encoder_layerdrop), weights
 
 
 class DecoderLayer(TransformerLayer):
@@ -256,12 +275,29 @@ class DecoderLayer(TransformerLayer):
         self.fc2 = Linear(c.d_model, c.init_std, self.dtype)
         self.final_layer_norm = LayerNorm(self.dtype)
 
-    def __call__(self, h: jax.Array, encoded: jax.Array, self_mask: jax.Array, cross_mask: jax.Array) -> jax.Array:
-        """h [B, T, D], encoded [B, S, D], self_mask [B or 1, 1, T, T], cross_mask [B, 1, 1, S]."""
-        out = self.residual(self.self_attn_layer_norm, h, lambda x: self.self_attn(x, x, self_mask))
-        out = self.residual(self.encoder_attn_layer_norm, out, lambda x: self.encoder_attn(x, encoded, cross_mask))
-        out = self.residual(self.final_layer_norm, out, self.feed_forward)
-        return layerdrop(self, h, out, self.config.decoder_layerdrop)
+    def __call__(
+        self, h: jax.Array, self_mask: jax.Array, encoded: jax.Array | None, cross_mask: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """All target places at once.
+
+        Args:
+            h: [B, T, D].
+            self_mask: [B or 1, 1, T, T].
+            encoded: [B, S, D], or None for a decoder that stands alone.
+            cross_mask: [B, 1, 1, S], or None likewise.
+
+        Returns:
+            The next h, the self-attention weights [B, N, T, T], and the cross-attention weights [B, N, T, S] or None.
+        """
+        x = self.enter(self.self_attn_layer_norm, h)
+        change, self_weights = self.self_attn(x, x, self_mask)
+        out, cross_weights = self.leave(self.self_attn_layer_norm, h, change), None
+        if encoded is not None and cross_mask is not None:
+            x = self.enter(self.encoder_attn_layer_norm, out)
+            change, cross_weights = self.encoder_attn(x, encoded, cross_mask)
+            out = self.leave(self.encoder_attn_layer_norm, out, change)
+        out = layerdrop(self, h, self.after_attention(out), self.config.decoder_layerdrop)
+        return out, self_weights, cross_weights
 
     def cross_keys_values(self, encoded: jax.Array) -> KeysValues:
         """[B, S, D] to the keys and values [B, N, S, H] that every step will attend to."""
@@ -271,7 +307,7 @@ class DecoderLayer(TransformerLayer):
         self,
         h: jax.Array,
         self_slots: KeysValues,
-        cross: KeysValues,
+        cross: KeysValues | None,
         length: jax.Array,
         self_mask: jax.Array,
         cross_mask: jax.Array,
@@ -281,9 +317,9 @@ class DecoderLayer(TransformerLayer):
         Args:
             h: [B, K, T, D].
             self_slots: keys and values [B, N, K, C, H] written so far.
-            cross: keys and values [B, N, S, H] of the encoder's output.
+            cross: keys and values [B, N, S, H] of the encoder's output, or None for a decoder that stands alone.
             length: scalar int32, slots written before.
-            self_mask: [T, C], or [B, 1, K * T, K * C] when slots are shared under an ancestry table.
+            self_mask: as `Attention.over_slots` takes it.
             cross_mask: [B, 1, 1, S].
 
         Returns:
@@ -293,7 +329,7 @@ class DecoderLayer(TransformerLayer):
         new_keys, new_values = self.self_attn.keys_values(x)
         slots = append(self_slots[0], new_keys, length), append(self_slots[1], new_values, length)
         out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, slots, self_mask))
-        out = self.residual(
-            self.encoder_attn_layer_norm, out, lambda x: self.encoder_attn.over_shared(x, cross, cross_mask)
-        )
-        return self.residual(self.final_layer_norm, out, self.feed_forward), slots
+        if cross is not None:
+            x = self.enter(self.encoder_attn_layer_norm, out)
+            out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_shared(x, cross, cross_mask))
+        return self.after_attention(out), slots

@@ -1,8 +1,28 @@
-"""What a forward pass returns: frozen records with the field names of transformers."""
+"""What a forward pass returns: frozen records with the field names of transformers.
+
+Hidden states come with `output_hidden_states`: the embeddings, then the states after each layer, L + 1 arrays
+[B, T, D], the last one normalised. Attentions come with `output_attentions`: one array of weights [B, N, T, S] per
+layer.
+"""
 
 from dataclasses import dataclass
 
 import jax
+
+States = tuple[jax.Array, ...] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EncoderOutput:
+    """The encoder's part of a result; it may be passed on as `encoder_outputs`."""
+
+    last_hidden_state: jax.Array
+    """[B, S, D]."""
+    hidden_states: States = None
+    """The embeddings, then the states after each layer."""
+    attentions: States = None
+    """L arrays [B, N, S, S]."""
 
 
 @jax.tree_util.register_dataclass
@@ -14,10 +34,16 @@ class Seq2SeqModelOutput:
     """[B, T, D], the decoder's last states."""
     encoder_last_hidden_state: jax.Array
     """[B, S, D]; pass it on as `encoder_outputs` to save the encoder's work."""
-    decoder_hidden_states: tuple[jax.Array, ...] | None = None
-    """With `output_hidden_states`: the embeddings, then the states after each layer, the last one normalised."""
-    encoder_hidden_states: tuple[jax.Array, ...] | None = None
-    """Likewise for the encoder."""
+    decoder_hidden_states: States = None
+    """The embeddings, then the states after each layer."""
+    decoder_attentions: States = None
+    """L arrays [B, N, T, T]."""
+    cross_attentions: States = None
+    """L arrays [B, N, T, S]: where in the prompt each place of the reply looks."""
+    encoder_hidden_states: States = None
+    """The embeddings, then the states after each layer."""
+    encoder_attentions: States = None
+    """L arrays [B, N, S, S]."""
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +57,30 @@ class Seq2SeqLMOutput:
     """[B, S, D]; pass it on as `encoder_outputs` to save the encoder's work."""
     loss: jax.Array | None = None
     """With `labels`: mean cross-entropy in nats over the labels that are not -100."""
-    decoder_hidden_states: tuple[jax.Array, ...] | None = None
-    """With `output_hidden_states`: the embeddings, then the states after each layer, the last one normalised."""
-    encoder_hidden_states: tuple[jax.Array, ...] | None = None
-    """Likewise for the encoder."""
+    decoder_hidden_states: States = None
+    """The embeddings, then the states after each layer."""
+    decoder_attentions: States = None
+    """L arrays [B, N, T, T]."""
+    cross_attentions: States = None
+    """L arrays [B, N, T, S]: where in the prompt each place of the reply looks."""
+    encoder_hidden_states: States = None
+    """The embeddings, then the states after each layer."""
+    encoder_attentions: States = None
+    """L arrays [B, N, S, S]."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class CausalLMOutput:
+    """The result of `BlenderbotForCausalLM`."""
+
+    logits: jax.Array
+    """[B, T, V] float32."""
+    loss: jax.Array | None = None
+    """With `labels`: mean cross-entropy in nats over the labels that are not -100; labels are not shifted."""
+    hidden_states: States = None
+    """The embeddings, then the states after each layer."""
+    attentions: States = None
+    """L arrays [B, N, T, T]."""
+    cross_attentions: States = None
+    """L arrays [B, N, T, S], with `encoder_hidden_states`."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blenderbot_jax.cache import append, init_cache, reorder, self_attention_mask
+from blenderbot_jax.cache import CacheShape, append, init_cache, reorder, self_attention_mask
 from blenderbot_jax.model import BlenderbotForConditionalGeneration
 from tests.golden.fill import golden_params
 
@@ -42,7 +42,9 @@ def uncached(model, params, ids, mask, replies):
 
 def small_cache(ancestry, *, B=2, K=3, capacity=4):
     cross = (jnp.zeros((B, 2, 5, 1)),)
-    return init_cache(cross, cross, jnp.ones((B, 5), bool), beams=K, capacity=capacity, ancestry=ancestry)
+    shape = CacheShape(layers=1, heads=2, head_dim=1, dtype=jnp.float32)
+    mask = jnp.ones((B, 5), bool)
+    return init_cache(cross, cross, mask, shape=shape, beams=K, capacity=capacity, ancestry=ancestry)
 
 
 def test_append_writes_at_the_given_place_only():

@@ -60,7 +60,7 @@ def test_one_attention_equals_that_of_transformers(tiny_config, side, name):
     mask = np.arange(5) < np.array([5, 2])[:, None, None, None]
     heads = getattr(tiny_config, f"{side}_attention_heads")
     weights = params["model"][side]["layers"]["0"][name]
-    ours = Attention(tiny_config, heads, jnp.float32).apply({"params": weights}, x, y, mask)
+    ours, _ = Attention(tiny_config, heads, jnp.float32).apply({"params": weights}, x, y, mask)
     module = getattr(getattr(reference.model, side).layers[0], name)
     source = {} if name == "self_attn" else {"key_value_states": torch.from_numpy(y)}
     additive = torch.from_numpy(np.where(mask, 0, np.finfo(np.float32).min).astype(np.float32))
