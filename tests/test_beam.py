@@ -13,11 +13,12 @@ from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.generation.beam import beam_search, top_continuations
 from blenderbot_jax.generation.plan import compile_config
 from blenderbot_jax.generation.sampling import Replies, decode_rows
+from blenderbot_jax.generation.task import Task
 
 START, END = 1, 2
 
 
-def search(table: np.ndarray, B: int = 1, valid: Any = None, **fields: Any) -> Replies:
+def search(table: np.ndarray, B: int = 1, valid: Any = None, key: Any = None, **fields: Any) -> Replies:
     """Decode a Markov chain: row t of `table` [V, V] holds the probabilities of what follows token t."""
     V = len(table)
     model = BlenderbotConfig(
@@ -35,12 +36,12 @@ def search(table: np.ndarray, B: int = 1, valid: Any = None, **fields: Any) -> R
         return jnp.take_along_axis(history, parents, axis=1)
 
     cache = jnp.zeros((B, plan.rows), jnp.int32)
-    source = jnp.zeros((B, 1), jnp.int32)
     alive = jnp.ones(B, bool) if valid is None else jnp.asarray(valid)
-    settings = jax.tree.map(jnp.asarray, settings)
-    if plan.mode == "beam":
-        return jax.jit(lambda cache: beam_search(step, reorder, cache, source, alive, settings, plan))(cache)
-    return jax.jit(lambda cache: decode_rows(step, cache, source, alive, settings, plan, None))(cache)
+    prompt = jnp.full((B, 1), START, jnp.int32)
+    task = Task(prompt, jnp.zeros((B, 1), jnp.int32), alive, jax.tree.map(jnp.asarray, settings))
+    if "beam" in plan.mode:
+        return jax.jit(lambda cache: beam_search(step, reorder, cache, task, plan, key))(cache)
+    return jax.jit(lambda cache: decode_rows(step, cache, task, plan, key))(cache)
 
 
 #          0.6            0.5

@@ -122,7 +122,7 @@ def test_both_cache_forms_give_the_same_replies(model, params, monkeypatch):
 
     class Gathering(BlenderbotForConditionalGeneration):
         def prefill(self, encoded, attention_mask=None, **settings):
-            return super().prefill(encoded, attention_mask, **settings, ancestry=False)
+            return super().prefill(encoded, attention_mask, **{**settings, "ancestry": False})
 
     gathered = generate(Gathering(model.config), params, ids, config=BEAMS)
     np.testing.assert_array_equal(gathered.sequences, with_table.sequences)

@@ -2,7 +2,8 @@
 
 The arithmetic and its order are those of transformers 5 (`generation/utils.py`, `_beam_search`): per step, the best
 max(2, 1 + E) * K continuations of each prompt; those that end and rank among the first K may enter the finished list
-with their length-normalised score; the best K that do not end run on.
+with their length-normalised score; the best K that do not end run on. Beam sampling draws those continuations instead,
+without replacement, from the softmax of the scores of all beams together.
 """
 
 import dataclasses
@@ -13,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.generation.plan import Plan, Settings
-from blenderbot_jax.generation.processors import Step, process
+from blenderbot_jax.generation.plan import Plan
 from blenderbot_jax.generation.sampling import Replies, StepFunction
+from blenderbot_jax.generation.task import Task
 
 # reorder(cache, parents [B, K]) -> cache
 ReorderFunction = Callable[[Any, jax.Array], Any]
@@ -52,7 +53,7 @@ class BeamState:
     """The loop's state."""
 
     length: jax.Array
-    """Scalar int32: tokens of the running beams, start token included."""
+    """Scalar int32: tokens of the running beams, prompt included."""
     running: Beams
     """K beams that are being extended."""
     finished: Beams
@@ -65,27 +66,23 @@ class BeamState:
 
 
 def beam_search(
-    step: StepFunction,
-    reorder: ReorderFunction,
-    cache: Any,
-    source_ids: jax.Array,
-    valid: jax.Array,
-    settings: Settings,
-    plan: Plan,
+    step: StepFunction, reorder: ReorderFunction, cache: Any, task: Task, plan: Plan, key: jax.Array | None = None
 ) -> Replies:
     """Find the K best replies of each prompt.
 
     Args:
         step: (tokens [B, K], cache) -> (logits [B, K, V] float32, cache).
         reorder: (cache, parents [B, K]) -> cache in which row k continues row parents[:, k].
-        cache: what they take and give back.
-        source_ids: [B, S], for the rules that look at the prompt.
-        valid: [B] bool; rows that only fill the batch are finished from the start.
-        settings, plan: how to decode; `plan.rows` is K.
+        cache: what they take and give back; it holds all but the last token of the prompt.
+        task: what to decode.
+        plan: how; `plan.rows` is K.
+        key: a `jax.random.key` to draw continuations with; None takes the best. Prompt b draws from its own stream,
+            whatever else is in the batch.
 
     Returns:
         K replies per prompt, best first.
     """
+    settings, valid = task.settings, task.valid
 
     def unfinished(state: BeamState) -> jax.Array:
         all_full = (state.finished.done.all(axis=1) | ~valid).all()
@@ -96,11 +93,10 @@ def beam_search(
     def advance(state: BeamState) -> BeamState:
         last = jax.lax.dynamic_index_in_dim(state.running.tokens, state.length - 1, axis=2, keepdims=False)
         logits, cache = step(last, state.cache)
-        so_far = Step(state.running.tokens, state.length, source_ids)
-        log_probs = process(jax.nn.log_softmax(logits), so_far, settings, plan)
-        candidates, parents = _extend(state, log_probs, settings, plan)
+        log_probs = task.bend(jax.nn.log_softmax(logits), state.running.tokens, state.length, plan)
+        candidates, parents = _extend(state, log_probs, task, plan, key)
         running, parents = _keep_running(candidates, parents, plan.rows)
-        finished = _keep_finished(state, candidates, settings, plan.rows)
+        finished = _keep_finished(state, candidates, task, plan.rows)
         state = BeamState(
             length=state.length + 1,
             running=running,
@@ -109,48 +105,61 @@ def beam_search(
             exhausted=(candidates.done | ~valid[:, None]).all(),
             cache=reorder(cache, parents),
         )
-        return dataclasses.replace(state, improvable=_still_improvable(state, settings))
+        return dataclasses.replace(state, improvable=_still_improvable(state, task))
 
-    end = jax.lax.while_loop(unfinished, advance, _start(cache, source_ids.shape[0], valid, settings, plan))
+    end = jax.lax.while_loop(unfinished, advance, _start(cache, task, plan))
     best = end.finished
     kept = jnp.arange(plan.capacity) < best.lengths[..., None]
     tokens = jnp.where(kept, best.tokens, settings.pad_token[:, None, None])
     return Replies(tokens, best.lengths, best.scores, jnp.where(kept, best.log_probs, 0))
 
 
-def _start(cache: Any, B: int, valid: jax.Array, settings: Settings, plan: Plan) -> BeamState:
-    K, C = plan.rows, plan.capacity
-    tokens = jnp.broadcast_to(settings.pad_token[:, None, None], (B, K, C))
-    tokens = tokens.at[:, :, 0].set(jnp.broadcast_to(settings.start_token[:, None], (B, K)))
-    none = jnp.full((B, K), _NEVER, jnp.float32)
+def _start(cache: Any, task: Task, plan: Plan) -> BeamState:
+    tokens = task.first_tokens(plan)
+    rows = tokens.shape[:2]
+    none = jnp.full(rows, _NEVER, jnp.float32)
     beams = Beams(
         tokens=tokens,
-        log_probs=jnp.zeros((B, K, C), jnp.float32),
+        log_probs=jnp.zeros(tokens.shape, jnp.float32),
         scores=none,
-        lengths=jnp.ones((B, K), jnp.int32),
-        done=jnp.zeros((B, K), bool),
+        lengths=jnp.broadcast_to(task.prompt_length, rows),
+        done=jnp.zeros(rows, bool),
     )
     # Only the first beam counts at first: the others are the same hypothesis.
     running = dataclasses.replace(beams, scores=none.at[:, 0].set(0))
-    return BeamState(jnp.int32(1), running, beams, improvable=valid, exhausted=jnp.array(False), cache=cache)
+    return BeamState(task.prompt_length, running, beams, improvable=task.valid, exhausted=jnp.array(False), cache=cache)
 
 
-def _extend(state: BeamState, log_probs: jax.Array, settings: Settings, plan: Plan) -> tuple[Beams, jax.Array]:
-    """The best continuations, max(2, 1 + E) * K per prompt in order of score, and the beams they extend."""
-    count = max(2, 1 + settings.eos_tokens.shape[-1]) * plan.rows
-    scores, parents, chosen = top_continuations(log_probs + state.running.scores[..., None], count)
+def _extend(
+    state: BeamState, log_probs: jax.Array, task: Task, plan: Plan, key: jax.Array | None
+) -> tuple[Beams, jax.Array]:
+    """The best (or drawn) continuations, max(2, 1 + E) * K per prompt in order, and the beams they extend."""
+    count = max(2, 1 + task.settings.eos_tokens.shape[-1]) * plan.rows
+    totals = log_probs + state.running.scores[..., None]
+    # Adding Gumbel noise and taking the best draws without replacement, in the order of drawing.
+    _, parents, chosen = top_continuations(totals if key is None else totals + _noise(key, state.length, totals), count)
+    places = parents * log_probs.shape[-1] + chosen
     grown = state.running.take(parents)
-    token_log_probs = jnp.take_along_axis(
-        log_probs.reshape(len(parents), -1), parents * log_probs.shape[-1] + chosen, 1
-    )
-    ended = (chosen[..., None] == settings.eos_tokens[:, None]).any(axis=-1)
+    tokens = grown.tokens.at[:, :, state.length].set(chosen)
     return Beams(
-        tokens=grown.tokens.at[:, :, state.length].set(chosen),
-        log_probs=grown.log_probs.at[:, :, state.length].set(token_log_probs),
-        scores=scores,
+        tokens=tokens,
+        log_probs=grown.log_probs.at[:, :, state.length].set(_picked(log_probs, places)),
+        scores=_picked(totals, places),
         lengths=jnp.full_like(parents, 1) * (state.length + 1),
-        done=ended | (state.length + 1 >= settings.max_length[:, None]),
+        done=task.ended(tokens, state.length + 1, plan),
     ), parents
+
+
+def _picked(scores: jax.Array, places: jax.Array) -> jax.Array:
+    """Entries of [B, K, V] at flat places [B, M]."""
+    return jnp.take_along_axis(scores.reshape(len(places), -1), places, axis=1)
+
+
+def _noise(key: jax.Array, length: jax.Array, scores: jax.Array) -> jax.Array:
+    """Gumbel noise over [B, K, V]; a prompt's own depends on its place and on nothing else in the batch."""
+    B, *shape = scores.shape
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), length))(jnp.arange(B))
+    return jax.vmap(lambda one: jax.random.gumbel(one, shape, scores.dtype))(keys)
 
 
 def top_continuations(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -181,11 +190,11 @@ def _keep_running(candidates: Beams, parents: jax.Array, K: int) -> tuple[Beams,
     return dataclasses.replace(candidates.take(rows), scores=best), jnp.take_along_axis(parents, rows, axis=1)
 
 
-def _keep_finished(state: BeamState, candidates: Beams, settings: Settings, K: int) -> Beams:
+def _keep_finished(state: BeamState, candidates: Beams, task: Task, K: int) -> Beams:
     """The K best of the finished hypotheses and the candidates that end among the first K."""
-    normalised = candidates.scores / _divisor(settings, state.length)[:, None]
+    normalised = candidates.scores / _divisor(task, state.length + 1)[:, None]
     may_enter = candidates.done & (jnp.arange(candidates.done.shape[1]) < K)
-    closed = (state.finished.done.all(axis=1) & settings.stop_when_full)[:, None]
+    closed = (state.finished.done.all(axis=1) & task.settings.stop_when_full)[:, None]
     for barred in (closed, ~state.improvable[:, None], ~may_enter):
         normalised = normalised + jnp.where(barred, _NEVER, 0.0)
     entering = dataclasses.replace(candidates, scores=normalised, done=may_enter)
@@ -193,16 +202,17 @@ def _keep_finished(state: BeamState, candidates: Beams, settings: Settings, K: i
     return both.take(jax.lax.top_k(both.scores, K)[1])
 
 
-def _still_improvable(state: BeamState, settings: Settings) -> jax.Array:
+def _still_improvable(state: BeamState, task: Task) -> jax.Array:
     """Whether the best running beam may yet beat the worst finished one; judged after the step, [B]."""
-    at_most = jnp.where(settings.judge_at_full_length, settings.max_length - 1, state.length - 1)
-    best = state.running.scores[:, 0] / _divisor(settings, at_most)
+    settings = task.settings
+    at_most = jnp.where(settings.judge_at_full_length, settings.max_length, state.length)
+    best = state.running.scores[:, 0] / _divisor(task, at_most)
     worst = jnp.where(state.finished.done, state.finished.scores.min(axis=1, keepdims=True), _NEVER)
     return state.improvable & (best[:, None] > worst).any(axis=1)
 
 
-def _divisor(settings: Settings, generated: jax.Array) -> jax.Array:
-    """generated ** length_penalty, [1 or B]."""
-    table = settings.length_divisors
-    generated = jnp.broadcast_to(generated, table.shape[:1])
+def _divisor(task: Task, length: jax.Array) -> jax.Array:
+    """(generated tokens) ** length_penalty for rows of `length` tokens, [1 or B]."""
+    table = task.settings.length_divisors
+    generated = jnp.broadcast_to(length - task.settings.prompt_length, table.shape[:1])
     return jnp.take_along_axis(table, generated[:, None], axis=1)[:, 0]

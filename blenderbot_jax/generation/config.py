@@ -6,50 +6,16 @@ only in numbers (temperatures, penalties, lengths, id lists) share one program.
 
 import dataclasses
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from blenderbot_jax.config import BlenderbotConfig, as_ids
+from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.files import write_text
+from blenderbot_jax.generation.fields import ARGUMENTS, PROVENANCE, frozen, problems
 from blenderbot_jax.hub import SMALL_FILES, locate
-
-# Fields of transformers that are not implemented, with the values (beside None) that ask for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "min_p": (0, 0.0),
-    "top_h": (),
-    "typical_p": (1, 1.0),
-    "epsilon_cutoff": (0, 0.0),
-    "eta_cutoff": (0, 0.0),
-    "encoder_repetition_penalty": (1, 1.0),
-    "renormalize_logits": (False,),
-    "forced_bos_token_id": (),
-    "remove_invalid_values": (False,),
-    "exponential_decay_length_penalty": (),
-    "suppress_tokens": ((),),
-    "begin_suppress_tokens": ((),),
-    "sequence_bias": ((), {}),
-    "guidance_scale": (1, 1.0),
-    "token_healing": (False,),
-    "watermarking_config": (),
-    "max_time": (),
-    "stop_strings": ((),),
-    "prompt_lookup_num_tokens": (),
-    "penalty_alpha": (0, 0.0),
-    "dola_layers": (),
-    "diversity_penalty": (0, 0.0),
-    "num_beam_groups": (1,),
-    "constraints": ((),),
-    "force_words_ids": ((),),
-    "output_attentions": (False,),
-    "output_hidden_states": (False,),
-    "output_scores": (False,),
-    "output_logits": (False,),
-}
-_LISTS = ("bad_words_ids", "eos_token_id", "forced_eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -57,10 +23,12 @@ class GenerationConfig:
     """How to decode. None leaves a rule out; the special ids and lengths left None are the model's own.
 
     Without `max_length` and `max_new_tokens` a reply has at most 20 new tokens, as in transformers. `top_k` is off
-    unless set. The fields below the line are accepted where they ask for nothing and refused by name otherwise.
+    unless set. The rules run in transformers' order. What only sampling reads (`temperature` to `eta_cutoff`) is
+    accepted and ignored without `do_sample`. The fields below the second line are accepted where they ask for nothing
+    and refused by name otherwise.
 
     Args:
-        max_length: the most tokens of a reply, start token and `</s>` included.
+        max_length: the most tokens of a reply, start token (or decoder prompt) and `</s>` included.
         max_new_tokens: the same without the start token; it wins over `max_length`.
         min_length: `</s>` is barred while the reply has fewer tokens, the start token included.
         min_new_tokens: the same without the start token; it wins over `min_length`.
@@ -69,15 +37,36 @@ class GenerationConfig:
         length_penalty: a beam's score is its log-probability over (generated tokens) ** length_penalty.
         early_stopping: False stops a beam search when the best running beam, at its present length, can no longer beat
             the worst finished one; "never" judges it at the greatest length; True stops at `num_beams` finished ones.
-        do_sample: draw tokens instead of taking the likeliest.
+        do_sample: draw tokens instead of taking the likeliest; with beams, draw the continuations.
         temperature: divides the scores before drawing; above 1 is bolder.
+        top_h: draw among the likeliest that together hold this share of the entropy.
         top_k: draw among the k likeliest only.
         top_p: draw among the likeliest that together hold this probability.
+        min_p: draw among tokens at least this fraction as likely as the likeliest.
+        typical_p: draw among the tokens whose surprise is nearest to the entropy that together hold this probability.
+        epsilon_cutoff: draw among tokens of at least this probability.
+        eta_cutoff: the same with a threshold that falls where the distribution is flat.
+        sequence_bias: `{(ids): bias}`, or `[[ids, bias], ...]`: added to the score of a sequence's last token where its
+            other tokens end the reply.
+        encoder_repetition_penalty: scores of the prompt's tokens gain by this factor (above 1 encourages).
         repetition_penalty: tokens already in the reply lose by this factor (above 1 discourages).
         no_repeat_ngram_size: no n-gram occurs twice in a reply.
         encoder_no_repeat_ngram_size: no n-gram of the prompt occurs in a reply.
         bad_words_ids: token sequences that never occur.
+        forced_bos_token_id: the token that follows the start token.
         forced_eos_token_id: the token (or tokens) allowed in the last place.
+        remove_invalid_values: NaN becomes 0 and an infinity the greatest or least finite number, barred tokens' too.
+        exponential_decay_length_penalty: (start, factor): after `start` new tokens `</s>` gains
+            |its score| * (factor ** (tokens since) - 1).
+        suppress_tokens: tokens that never occur.
+        begin_suppress_tokens: tokens that are not the first of a reply.
+        renormalize_logits: make the scores log-probabilities again after all other rules.
+        output_scores: give back each step's scores after the rules.
+        output_logits: give back each step's logits before them.
+        output_attentions: give back attention weights.
+        output_hidden_states: give back hidden states.
+        use_cache, return_dict_in_generate, disable_compile: accepted either way, without effect: the cache is always
+            used, a record always returned, and decoding always compiled.
 
     Raises:
         ValueError: naming the field that contradicts itself or is not implemented.
@@ -108,45 +97,67 @@ class GenerationConfig:
     bos_token_id: int | None = None
     eos_token_id: int | Sequence[int] | None = None
     decoder_start_token_id: int | None = None
-    # ------------------------------------------------------------------------------------------------------------------
     min_p: float | None = None
     top_h: float | None = None
     typical_p: float | None = None
     epsilon_cutoff: float | None = None
     eta_cutoff: float | None = None
     encoder_repetition_penalty: float | None = None
-    renormalize_logits: bool | None = None
+    sequence_bias: Any = None
     forced_bos_token_id: int | None = None
     remove_invalid_values: bool | None = None
     exponential_decay_length_penalty: tuple[int, float] | None = None
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
-    sequence_bias: Any = None
+    renormalize_logits: bool | None = None
+    output_scores: bool | None = None
+    output_logits: bool | None = None
+    output_attentions: bool | None = None
+    output_hidden_states: bool | None = None
+    # ------------------------------------------------------------------------------------------------------------------
+    use_cache: bool | None = None
+    return_dict_in_generate: bool | None = None
+    disable_compile: bool | None = None
+    # ------------------------------------------------------------------------------------------------------------------
+    max_time: float | None = None
+    stop_strings: Any = None
     guidance_scale: float | None = None
     token_healing: bool | None = None
     watermarking_config: Any = None
-    max_time: float | None = None
-    stop_strings: Any = None
+    use_mtp: bool | None = None
+    is_assistant: bool | None = None
+    num_assistant_tokens: int | None = None
+    num_assistant_tokens_schedule: str | None = None
+    assistant_confidence_threshold: float | None = None
     prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    assistant_early_exit: int | None = None
+    assistant_lookbehind: int | None = None
+    target_lookbehind: int | None = None
+    assistant_ensemble_weight: float | None = None
+    speculation_type: str | None = None
+    cache_implementation: str | None = None
+    cache_config: Any = None
+    max_cache_len: int | None = None
+    prefill_chunk_size: int | None = None
+    compile_config: Any = None
+    continuous_batching_config: Any = None
+    low_memory: bool | None = None
     penalty_alpha: float | None = None
     dola_layers: Any = None
     diversity_penalty: float | None = None
     num_beam_groups: int | None = None
     constraints: Any = None
     force_words_ids: Any = None
-    output_attentions: bool | None = None
-    output_hidden_states: bool | None = None
-    output_scores: bool | None = None
-    output_logits: bool | None = None
+    # Where a file comes from: read and compared by no one.
+    _from_model_config: bool | None = field(default=None, compare=False, repr=False)
+    transformers_version: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list | tuple):
-                object.__setattr__(self, field.name, _frozen(value))
-        problems = [*_unsupported(self), *_out_of_range(self), *_contradictions(self)]
-        if problems:
-            raise ValueError("GenerationConfig: " + "; ".join(problems))
+        for name in _NAMES:
+            object.__setattr__(self, name, frozen(name, getattr(self, name)))
+        if found := problems(self):
+            raise ValueError("GenerationConfig: " + "; ".join(found))
 
     @classmethod
     def recipe(cls, **changes: Any) -> Self:
@@ -171,9 +182,20 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Read the content of a `generation_config.json`, leaving aside keys that are no decoding rule."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in names})
+        """Read the content of a `generation_config.json`, leaving aside keys that are no decoding rule.
+
+        The old `force_bos_token_to_be_generated` is read as `forced_bos_token_id`, as transformers does.
+
+        Raises:
+            ValueError: naming a rule that is not implemented, or an argument of `generate` that is no field.
+        """
+        for name in ARGUMENTS:
+            if values.get(name) is not None:
+                raise ValueError(f"GenerationConfig: {name} is no field of a configuration: pass it to generate")
+        known = {name: values[name] for name in _NAMES if name in values and name not in PROVENANCE}
+        if values.get("force_bos_token_to_be_generated"):
+            known["forced_bos_token_id"] = values.get("bos_token_id")
+        return cls(**known)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Self:
@@ -197,7 +219,7 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, as `generation_config.json` holds them."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields = {name: getattr(self, name) for name in _NAMES if name not in PROVENANCE}
         return {name: value for name, value in fields.items() if value is not None}
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
@@ -205,82 +227,4 @@ class GenerationConfig:
         write_text(Path(path), json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _unsupported(config: GenerationConfig) -> list[str]:
-    return [
-        f"{name}={getattr(config, name)!r} is not implemented: leave it out"
-        for name, neutral in _NEUTRAL.items()
-        if getattr(config, name) is not None and getattr(config, name) not in neutral
-    ]
-
-
-# Field -> (is the value right, what would be).
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_COUNTS = {
-    "max_length": 2,
-    "max_new_tokens": 1,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "top_k": 0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "pad_token_id": 0,
-    "bos_token_id": 0,
-    "decoder_start_token_id": 0,
-}
-
-
-def _out_of_range(config: GenerationConfig) -> list[str]:
-    problems = []
-
-    def need(name: str, right: bool, rule: str) -> None:
-        if getattr(config, name) is not None and not right:
-            problems.append(f"{name} must be {rule}, not {getattr(config, name)!r}")
-
-    for name, least in _COUNTS.items():
-        need(name, _is_count(getattr(config, name), least), f"an integer of at least {least}")
-    for name in ("temperature", "repetition_penalty"):
-        value = getattr(config, name)
-        need(name, _is_number(value) and value > 0, "a number above 0 (do_sample=False decodes without chance)")
-    need("length_penalty", _is_number(config.length_penalty), "a number")
-    need("top_p", _is_number(config.top_p) and 0 <= (config.top_p or 0) <= 1, "a number between 0 and 1")
-    need("do_sample", isinstance(config.do_sample, bool), "true or false")
-    need("early_stopping", config.early_stopping in (True, False, "never"), 'True, False or "never"')
-    for name in ("eos_token_id", "forced_eos_token_id"):
-        ids = as_ids(getattr(config, name))
-        need(name, bool(ids) and all(_is_count(token, 0) for token in ids), "a token id or several")
-    words = config.bad_words_ids
-    right = isinstance(words, tuple) and all(
-        isinstance(word, tuple) and word and all(_is_count(token, 0) for token in word) for word in words
-    )
-    need("bad_words_ids", right, "a list of non-empty lists of token ids")
-    return problems
-
-
-def _contradictions(config: GenerationConfig) -> list[str]:
-    beams, returned = config.num_beams or 1, config.num_return_sequences or 1
-    problems = []
-    if not (_is_count(beams, 1) and _is_count(returned, 1)):
-        return problems
-    if beams > 1 and config.do_sample:
-        problems.append(f"do_sample=True with num_beams={beams} (beam sampling) is not implemented: choose one of them")
-    if beams > 1 and returned > beams:
-        problems.append(f"num_return_sequences={returned} is more than the num_beams={beams} there are to return")
-    if beams == 1 and returned > 1 and not config.do_sample:
-        problems.append(
-            f"num_return_sequences={returned} needs do_sample=True or num_beams >= {returned}: "
-            "greedy decoding gives one reply"
-        )
-    return problems
+_NAMES = tuple(found.name for found in dataclasses.fields(GenerationConfig))

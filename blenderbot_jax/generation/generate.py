@@ -1,9 +1,6 @@
-"""generate: from prompts to replies in one compiled program per bucket and plan.
+"""generate: from a caller's prompts to replies."""
 
-The program encodes, computes the cross-attention keys and values once, and decodes in a `lax.while_loop` that ends as
-soon as every row has. Widths and batches are rounded up to a few buckets in numpy, before anything is compiled.
-"""
-
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,15 +9,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blenderbot_jax.cache import reorder
-from blenderbot_jax.checks import check_ids, check_positions, check_same_shape, concrete
+from blenderbot_jax.checks import Refusals, as_array, concrete, refuse_arguments
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.generation.beam import beam_search
 from blenderbot_jax.generation.config import GenerationConfig
-from blenderbot_jax.generation.plan import LENGTH_BUCKETS, Plan, Settings, compile_config, pad_token, round_up
-from blenderbot_jax.generation.sampling import decode_rows
+from blenderbot_jax.generation.decode import decode
+from blenderbot_jax.generation.inputs import Inputs, causal_inputs, seq2seq_inputs, to_bucket
+from blenderbot_jax.generation.plan import compile_config, pad_token
+from blenderbot_jax.generation.processors import Constraint, CustomProcessor
+from blenderbot_jax.generation.replay import Recording
+from blenderbot_jax.generation.sampling import Replies
+from blenderbot_jax.generation.task import Task
 
-_BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+# Arguments of transformers' generate -> the values that ask for nothing, and what to do instead.
+_REFUSALS: Refusals = {
+    "inputs": ((None,), "the prompts are input_ids"),
+    "generation_config": ((None,), "say config=GenerationConfig(...)"),
+    "logits_processor": ((None,), "say processors=(f, ...), pure functions of (scores, step)"),
+    "stopping_criteria": ((None,), "say stop_sequences=[[ids], ...]; a compiled loop calls no Python"),
+    "streamer": ((None,), "a compiled loop calls no Python: decode in pieces, each with the last as decoder_input_ids"),
+    "assistant_model": ((None,), "leave it out"),
+    "tokenizer": ((None,), "decoding knows ids alone: pass stop_sequences=[[ids], ...]"),
+    "synced_gpus": ((None, False), "leave it out"),
+    "negative_prompt_ids": ((None,), "guidance is not implemented: combine scores in processors="),
+    "negative_prompt_attention_mask": ((None,), "guidance is not implemented: combine scores in processors="),
+    "use_model_defaults": ((None, False), "a config says all there is: GenerationConfig.from_pretrained(folder)"),
+    "custom_generate": ((None,), "write the loop with encode, prefill and decode_step"),
+    "decoder_attention_mask": ((None,), "all rows of decoder_input_ids have one length"),
+    "decoder_inputs_embeds": ((None,), "replies begin with ids: pass decoder_input_ids"),
+    "past_key_values": ((None,), "continue from ids: pass the reply so far as decoder_input_ids"),
+}
 
 
 class GenerativeModel(Protocol):
@@ -36,36 +53,73 @@ class GenerativeModel(Protocol):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GenerateOutput:
-    """Replies for B prompts, R each, best first."""
+    """Replies for B prompts, R each, best first.
+
+    What stands below `token_log_probs` is None unless the configuration asks for it (`output_scores`, `output_logits`,
+    `output_attentions`, `output_hidden_states`). T is max_length - 1: the last token is never read.
+    """
 
     sequences: jax.Array
-    """[B, R, max_length] int32: the start token, the reply, its end token, then pad."""
+    """[B, R, max_length] int32: the start token (or the decoder's prompt), the reply, its end token, then pad."""
     lengths: jax.Array
-    """[B, R] int32: tokens up to and with the end token, start included."""
+    """[B, R] int32: tokens up to and with the end token, start or prompt included."""
     scores: jax.Array
     """[B, R] float32: summed log-probabilities; under beams divided by generated tokens ** length_penalty."""
     token_log_probs: jax.Array
-    """[B, R, max_length] float32: each token's log-probability after the rules; 0 at the start and after the end."""
+    """[B, R, max_length] float32: each token's log-probability after the rules; 0 in the prompt and after the end."""
+    step_scores: jax.Array | None = None
+    """[B, R, max_length, V] float32: at place t, the scores after the rules that token t was chosen by."""
+    step_logits: jax.Array | None = None
+    """[B, R, max_length, V] float32: at place t, the model's own logits for token t."""
+    decoder_attentions: tuple[jax.Array, ...] | None = None
+    """L arrays [B, R, N, T, T]: where in the reply each place looks."""
+    cross_attentions: tuple[jax.Array, ...] | None = None
+    """L arrays [B, R, N, T, S]: where in the prompt each place of the reply looks."""
+    decoder_hidden_states: tuple[jax.Array, ...] | None = None
+    """L + 1 arrays [B, R, T, D]."""
+    encoder_attentions: tuple[jax.Array, ...] | None = None
+    """L arrays [B, N, S, S]."""
+    encoder_hidden_states: tuple[jax.Array, ...] | None = None
+    """L + 1 arrays [B, S, D]."""
 
 
 def generate(
     model: GenerativeModel,
     params: Any,
-    input_ids: Any,
+    input_ids: Any = None,
     attention_mask: Any = None,
     *,
     config: GenerationConfig,
     key: jax.Array | None = None,
+    decoder_input_ids: Any = None,
+    encoder_outputs: Any = None,
+    encoder_attention_mask: Any = None,
+    inputs_embeds: Any = None,
+    processors: Sequence[CustomProcessor] = (),
+    prefix_allowed_tokens_fn: Constraint | None = None,
+    stop_sequences: Sequence[Sequence[int]] = (),
+    **others: Any,
 ) -> GenerateOutput:
     """Decode replies.
 
     Args:
-        model: a `BlenderbotForConditionalGeneration`.
+        model: a `BlenderbotForConditionalGeneration`, or a `BlenderbotForCausalLM`, which continues `input_ids`.
         params: its parameters.
         input_ids: [B, S] prompts.
         attention_mask: [B, S], 1 where a token is kept; None keeps what is not the pad token.
         config: how to decode.
         key: a `jax.random.key`; needed for sampling, refused otherwise.
+        decoder_input_ids: [B, P] that every reply begins with; the start token is put in front where it is missing (but
+            not in traced ids, whose values are unknown).
+        encoder_outputs: [B, S, D] from `encode`, instead of running the encoder; rules that look at the prompt's ids
+            need `input_ids` beside it. For a causal model: what its cross-attention reads.
+        encoder_attention_mask: [B, S] over `encoder_outputs`, for a causal model.
+        inputs_embeds: [B, S, D] from `embed_source`, instead of ids.
+        processors: pure functions (scores [B, K, V], step) -> scores, after the configuration's rules and before those
+            of sampling. A function is part of the program; `jax.tree_util.Partial(f, arrays)` keeps arrays data.
+        prefix_allowed_tokens_fn: a pure function (step) -> bool [B, K, V], the tokens that may come next.
+        stop_sequences: sequences of ids, each of which ends a reply as `</s>` does.
+        others: further arguments of transformers, refused by name unless they ask for nothing.
 
     Returns:
         A `GenerateOutput`.
@@ -73,6 +127,7 @@ def generate(
     Raises:
         ValueError: ids out of the vocabulary, prompts or replies longer than the model's positions, a key too many or
             too few. Values are checked where they are concrete, so not inside another `jit`.
+        TypeError: an argument there is nothing to do for, with what to do instead.
 
     Example:
         >>> batch = tokenizer(["Hello there!", "Do you like music?"])
@@ -81,85 +136,88 @@ def generate(
         >>> len(replies)
         2
     """
+    _refuse(others)
     if config.do_sample and key is None:
         raise ValueError("do_sample=True draws at random: pass key=jax.random.key(seed)")
     if key is not None and not config.do_sample:
         raise ValueError("a key was given, but nothing is drawn: set do_sample=True, or leave the key out")
-    check_ids("input_ids", input_ids, model.config.vocab_size)
-    B, S = input_ids.shape
-    check_positions("input_ids", S, model.config.max_position_embeddings)
-    if attention_mask is None:
-        attention_mask = input_ids != pad_token(config, model.config)
-    check_same_shape("attention_mask", attention_mask, "input_ids", (B, S))
-    plan, settings = compile_config(config, model.config, S)
-    ids, mask, valid = _to_bucket(input_ids, attention_mask, model.config.max_position_embeddings)
-    out = _decode(model, plan, params, ids, mask, valid, settings, key)
-    length = int(settings.max_length[0])
+    given = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "decoder_input_ids": decoder_input_ids,
+        "encoder_outputs": encoder_outputs,
+        "encoder_attention_mask": encoder_attention_mask,
+        "inputs_embeds": inputs_embeds,
+    }
+    inputs = _checked(model.config, config, {name: as_array(name, value) for name, value in given.items()})
+    plan, settings = compile_config(config, model.config, inputs.source_width, inputs.shape[2], stop_sequences)
+    padded = to_bucket(inputs, model.config.max_position_embeddings, plan.capacity)
+    own = tuple(map(_as_data, processors))
+    constraint = None if prefix_allowed_tokens_fn is None else _as_data(prefix_allowed_tokens_fn)
+    task = Task(padded.prompt, padded.source_ids, padded.valid, settings, constraint, own)
+    replies, recording = decode(model, plan, params, padded, task, key)
+    return _cropped(replies, recording, inputs.shape, int(settings.max_length[0]))
+
+
+def _checked(model: BlenderbotConfig, config: GenerationConfig, given: dict[str, Any]) -> Inputs:
+    """What the caller gave, for the kind of model that it is for."""
+    pad = pad_token(config, model)
+    if not model.is_encoder_decoder:
+        _refuse_for_causal(config, given.pop("decoder_input_ids"), given.pop("inputs_embeds"))
+        return causal_inputs(model, **given, pad=pad)
+    if given.pop("encoder_attention_mask") is not None:
+        raise TypeError("encoder_attention_mask is a causal model's: here the mask of the prompt is attention_mask")
+    start = model.decoder_start_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
+    return seq2seq_inputs(model, **given, pad=pad, start=start)
+
+
+def _refuse(others: dict[str, Any]) -> None:
+    for name in others:
+        if name in GenerationConfig.__dataclass_fields__:
+            raise TypeError(f"generate takes {name} in its config: GenerationConfig({name}=...), or config.replace")
+    refuse_arguments("generate", others, _REFUSALS)
+
+
+def _refuse_for_causal(config: GenerationConfig, decoder_input_ids: Any, inputs_embeds: Any) -> None:
+    if decoder_input_ids is not None:
+        raise ValueError("a causal model has no decoder prompt beside input_ids: put it there")
+    if inputs_embeds is not None:
+        raise ValueError("a causal model continues ids: pass input_ids (its forward pass takes inputs_embeds)")
+    for name, neutral in (("encoder_no_repeat_ngram_size", 0), ("encoder_repetition_penalty", 1)):
+        if getattr(config, name) not in (None, neutral):
+            raise ValueError(
+                f"{name} looks at an encoder's prompt, and a causal model has none: config.replace({name}=None)"
+            )
+
+
+def _as_data(function: Callable[..., Any]) -> jax.tree_util.Partial:
+    """A function as an argument of a program: itself static, the arrays of a Partial data."""
+    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
+
+
+def _cropped(replies: Replies, recording: Recording, shape: tuple[int, int, int], length: int) -> GenerateOutput:
+    """The caller's own part of a bucket."""
+    B, S, _ = shape
+    T = length - 1
+    layers = partial(jax.tree.map, is_leaf=lambda leaf: leaf is None)
     return GenerateOutput(
-        sequences=_crop(out.sequences, B, length),
-        lengths=_crop(out.lengths, B),
-        scores=_crop(out.scores, B),
-        token_log_probs=_crop(out.token_log_probs, B, length),
+        sequences=_crop(replies.tokens, np.s_[:B, :, :length]),
+        lengths=_crop(replies.lengths, np.s_[:B]),
+        scores=_crop(replies.scores, np.s_[:B]),
+        token_log_probs=_crop(replies.log_probs, np.s_[:B, :, :length]),
+        step_scores=_crop(recording.scores, np.s_[:B, :, :length]),
+        step_logits=_crop(recording.logits, np.s_[:B, :, :length]),
+        decoder_attentions=layers(lambda a: _crop(a, np.s_[:B, :, :, :T, :T]), recording.decoder_attentions),
+        cross_attentions=layers(lambda a: _crop(a, np.s_[:B, :, :, :T, :S]), recording.cross_attentions),
+        decoder_hidden_states=layers(lambda a: _crop(a, np.s_[:B, :, :T]), recording.decoder_hidden_states),
+        encoder_attentions=layers(lambda a: _crop(a, np.s_[:B, :, :S, :S]), recording.encoder_attentions),
+        encoder_hidden_states=layers(lambda a: _crop(a, np.s_[:B, :S]), recording.encoder_hidden_states),
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _decode(
-    model: GenerativeModel,
-    plan: Plan,
-    params: Any,
-    input_ids: jax.Array,
-    attention_mask: jax.Array,
-    valid: jax.Array,
-    settings: Settings,
-    key: jax.Array | None,
-) -> GenerateOutput:
-    """The whole of decoding; compiled once per model, plan and bucket."""
-    variables = {"params": params}
-    encoded = model.apply(variables, input_ids, attention_mask, method="encode")
-    room = min(plan.capacity, model.config.max_position_embeddings)
-    cache = model.apply(variables, encoded, attention_mask, capacity=room, beams=plan.rows, method="prefill")
-
-    def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        logits, cache = model.apply(variables, tokens[:, :, None], cache, method="decode_step")
-        return logits[:, :, 0], cache
-
-    if plan.mode == "beam":
-        replies = beam_search(step, reorder, cache, input_ids, valid, settings, plan)
-    else:
-        replies = decode_rows(step, cache, input_ids, valid, settings, plan, key)
-    R = plan.returned
-    return GenerateOutput(
-        replies.tokens[:, :R], replies.lengths[:, :R], replies.scores[:, :R], replies.log_probs[:, :R]
-    )
-
-
-def _to_bucket(input_ids: Any, attention_mask: Any, max_positions: int) -> tuple[Any, Any, Any]:
-    """Pad prompts to a bucket's width and number of rows; traced arrays keep their shape."""
-    ids, mask = concrete(input_ids), concrete(attention_mask)
-    if ids is None or mask is None:
-        return (
-            jnp.asarray(input_ids, jnp.int32),
-            jnp.asarray(attention_mask).astype(bool),
-            jnp.ones(len(input_ids), bool),
-        )
-    B, S = ids.shape
-    rows, width = batch_bucket(B), min(round_up(S, LENGTH_BUCKETS), max_positions)
-    padded_ids = np.zeros((rows, width), np.int32)
-    padded_mask = np.zeros((rows, width), bool)
-    padded_ids[:B, :S], padded_mask[:B, :S] = ids, mask != 0
-    # A row that may look nowhere is legal but wasteful to reason about: fillers look at their first place.
-    padded_mask[B:, 0] = True
-    return padded_ids, padded_mask, np.arange(rows) < B
-
-
-def _crop(array: jax.Array, rows: int, length: int | None = None) -> jax.Array:
-    """The caller's own part of a bucket; cut in numpy, because a jax slice compiles a program for every size."""
-    part = np.s_[:rows] if length is None else np.s_[:rows, :, :length]
+def _crop(array: Any, part: Any) -> Any:
+    """Cut in numpy, because a jax slice compiles a program for every size."""
+    if array is None:
+        return None
     values = concrete(array)
     return array[part] if values is None else jnp.asarray(values[part])
-
-
-def batch_bucket(rows: int) -> int:
-    """The number of rows a batch is padded to: a power of two up to 64, then a multiple of 64."""
-    return rows + -rows % 64 if rows > _BATCH_BUCKETS[-1] else round_up(rows, _BATCH_BUCKETS)

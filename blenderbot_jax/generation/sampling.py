@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.generation.plan import Plan, Settings
-from blenderbot_jax.generation.processors import Step, process
+from blenderbot_jax.generation.plan import Plan
+from blenderbot_jax.generation.task import Task
 
 # step(tokens [B, K], cache) -> (logits [B, K, V] float32, cache)
 StepFunction = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
@@ -48,70 +48,59 @@ class RowState:
     cache: Any
 
 
-def decode_rows(
-    step: StepFunction,
-    cache: Any,
-    source_ids: jax.Array,
-    valid: jax.Array,
-    settings: Settings,
-    plan: Plan,
-    key: jax.Array | None,
-) -> Replies:
+def decode_rows(step: StepFunction, cache: Any, task: Task, plan: Plan, key: jax.Array | None) -> Replies:
     """Decode greedily, or draw every token if a key is given.
 
     Args:
         step: one token per row in, logits out.
-        cache: what `step` takes and gives back.
-        source_ids: [B, S], for the rules that look at the prompt.
-        valid: [B] bool; rows that only fill the batch start finished.
-        settings, plan: how to decode.
+        cache: what `step` takes and gives back; it holds all but the last token of the prompt.
+        task: what to decode.
+        plan: how.
         key: a `jax.random.key`; None takes the likeliest token. Row k of prompt b draws from its own stream, whatever
             else is in the batch.
     """
-    state = _start(cache, source_ids.shape[0], valid, settings, plan)
+    state = _start(cache, task, plan)
     keys = None if key is None else _row_keys(key, *state.finished.shape)
 
     def unfinished(state: RowState) -> jax.Array:
         return ~state.finished.all() & (state.length < plan.capacity)
 
     def advance(state: RowState) -> RowState:
-        logits, cache = step(state.tokens[:, :, state.length - 1], state.cache)
-        scores = process(logits, Step(state.tokens, state.length, source_ids), settings, plan)
+        last = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2, keepdims=False)
+        logits, cache = step(last, state.cache)
+        scores = task.bend(logits, state.tokens, state.length, plan)
         chosen = scores.argmax(axis=-1) if keys is None else _draw(keys, state.length, scores)
         log_probs = jnp.take_along_axis(jax.nn.log_softmax(scores), chosen[..., None], axis=-1)[..., 0]
-        return _write(dataclasses.replace(state, cache=cache), chosen.astype(jnp.int32), log_probs, settings)
+        return _write(dataclasses.replace(state, cache=cache), chosen.astype(jnp.int32), log_probs, task, plan)
 
     end = jax.lax.while_loop(unfinished, advance, state)
     return Replies(end.tokens, end.lengths, end.log_probs.sum(axis=-1), end.log_probs)
 
 
-def _start(cache: Any, B: int, valid: jax.Array, settings: Settings, plan: Plan) -> RowState:
-    shape = (B, plan.rows, plan.capacity)
-    tokens = jnp.broadcast_to(settings.pad_token[:, None, None], shape)
-    tokens = tokens.at[:, :, 0].set(jnp.broadcast_to(settings.start_token[:, None], shape[:2]))
+def _start(cache: Any, task: Task, plan: Plan) -> RowState:
+    tokens = task.first_tokens(plan)
+    rows = tokens.shape[:2]
     return RowState(
-        length=jnp.int32(1),
+        length=task.prompt_length,
         tokens=tokens,
-        log_probs=jnp.zeros(shape, jnp.float32),
-        lengths=jnp.ones(shape[:2], jnp.int32),
-        finished=jnp.broadcast_to(~valid[:, None], shape[:2]),
+        log_probs=jnp.zeros(tokens.shape, jnp.float32),
+        lengths=jnp.broadcast_to(task.prompt_length, rows),
+        finished=jnp.broadcast_to(~task.valid[:, None], rows),
         cache=cache,
     )
 
 
-def _write(state: RowState, chosen: jax.Array, log_probs: jax.Array, settings: Settings) -> RowState:
+def _write(state: RowState, chosen: jax.Array, log_probs: jax.Array, task: Task, plan: Plan) -> RowState:
     """Append the chosen tokens [B, K] to the rows that are not finished."""
     running = ~state.finished
-    token = jnp.where(running, chosen, settings.pad_token[:, None])
-    ended = (token[..., None] == settings.eos_tokens[:, None]).any(axis=-1)
-    full = state.length + 1 >= settings.max_length[:, None]
+    tokens = state.tokens.at[:, :, state.length].set(jnp.where(running, chosen, task.settings.pad_token[:, None]))
     return dataclasses.replace(
         state,
         length=state.length + 1,
-        tokens=state.tokens.at[:, :, state.length].set(token),
+        tokens=tokens,
         log_probs=state.log_probs.at[:, :, state.length].set(jnp.where(running, log_probs, 0)),
         lengths=state.lengths + running.astype(jnp.int32),
-        finished=state.finished | ended | full,
+        finished=state.finished | task.ended(tokens, state.length + 1, plan),
     )
 
 

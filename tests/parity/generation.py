@@ -1,17 +1,22 @@
-"""Decoding the same prompts in transformers and here, and telling a tie from a mistake."""
+"""Decoding the same prompts in transformers and here, with the same noise, and telling a tie from a mistake."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from transformers.generation import logits_process as rules
 
 from blenderbot_jax.generation import GenerateOutput, GenerationConfig
 from tests.parity.reference import as_torch
 
 TIE = 1e-5
+_OWN = {"bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 
 
 @dataclass(frozen=True)
@@ -23,19 +28,33 @@ class Decoded:
 
 
 def decode_in_transformers(
-    model: Any, ids: np.ndarray, mask: np.ndarray, config: GenerationConfig, pad_token_id: int = 0
+    model: Any,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    config: GenerationConfig,
+    pad_token_id: int = 0,
+    decoder_input_ids: np.ndarray | None = None,
+    **others: Any,
 ) -> Decoded:
-    """Run transformers' generate under exactly these settings."""
+    """Run transformers' generate under exactly these settings.
+
+    Args:
+        model: transformers'.
+        ids, mask: [B, S].
+        config: ours.
+        pad_token_id: of the model.
+        decoder_input_ids: what replies begin with.
+        others: further arguments of transformers' generate.
+    """
     # Fields left None would be taken from the model's own generation config, which carries a recipe.
-    own = {"pad_token_id": pad_token_id, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    model.generation_config = transformers.GenerationConfig(**own)
-    given = {name: _as_list(value) for name, value in config.to_dict().items()}
-    out = model.generate(
-        **as_torch(input_ids=ids, attention_mask=mask),
-        generation_config=transformers.GenerationConfig(**{**own, **given}),
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    model.generation_config = transformers.GenerationConfig(**_OWN, pad_token_id=pad_token_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = model.generate(
+            **as_torch(input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_input_ids),
+            generation_config=reference_config(config, pad_token_id),
+            **others,
+        )
     R = config.num_return_sequences or 1
     scores = getattr(out, "sequences_scores", None)
     return Decoded(
@@ -43,8 +62,21 @@ def decode_in_transformers(
     )
 
 
+def reference_config(config: GenerationConfig, pad_token_id: int = 0) -> transformers.GenerationConfig:
+    """Our settings as transformers' own, with scores asked for."""
+    given = {name: as_list(value) for name, value in config.to_dict().items()}
+    own = {**_OWN, "pad_token_id": pad_token_id, "return_dict_in_generate": True, "output_scores": True}
+    return transformers.GenerationConfig(**{**own, **given})
+
+
 def mismatches(
-    model: Any, ids: np.ndarray, mask: np.ndarray, config: GenerationConfig, ours: GenerateOutput, theirs: Decoded
+    model: Any,
+    ids: np.ndarray,
+    mask: np.ndarray,
+    config: GenerationConfig,
+    ours: GenerateOutput,
+    theirs: Decoded,
+    prompt_length: int = 1,
 ) -> list[str]:
     """Every reply that differs and is no tie, described."""
     found = []
@@ -55,46 +87,86 @@ def mismatches(
         # Past the end transformers fills with pad, or under beams with </s>.
         if reference[: len(mine)] == mine and set(reference[len(mine) :]) <= {0, 2}:
             continue
-        end = reference.index(2, 1) + 1 if 2 in reference[1:] else len(reference)
-        scores = [rescored(model, ids[b : b + 1], mask[b : b + 1], reply, config) for reply in (mine, reference[:end])]
-        if abs(scores[0] - scores[1]) > TIE:
+        end = reference.index(2, prompt_length) + 1 if 2 in reference[prompt_length:] else len(reference)
+        scores = [
+            rescored(model, ids[b : b + 1], mask[b : b + 1], reply, config, prompt_length)
+            for reply in (mine, reference[:end])
+        ]
+        if config.do_sample or abs(scores[0] - scores[1]) > TIE:
             found.append(f"prompt {b}, reply {r}: {mine} ({scores[0]}) for {reference} ({scores[1]}) under {config}")
     return found
 
 
-def rescored(model: Any, ids: np.ndarray, mask: np.ndarray, reply: list[int], config: GenerationConfig) -> float:
+def rescored(
+    model: Any, ids: np.ndarray, mask: np.ndarray, reply: list[int], config: GenerationConfig, prompt_length: int = 1
+) -> float:
     """The score transformers gives a reply, in float64, its own rules applied at each step."""
     precise = type(model)(model.config).double().eval()
     precise.load_state_dict({name: tensor.double() for name, tensor in model.state_dict().items()})
     tokens = torch.tensor([reply])
-    processors = _processors(config, torch.from_numpy(ids.astype(np.int64)))
+    reference = reference_config(config)
+    reference._eos_token_tensor = torch.tensor(reference.eos_token_id).reshape(-1)
+    processors = precise._get_logits_processor(
+        generation_config=reference,
+        input_ids_seq_length=prompt_length,
+        encoder_input_ids=torch.from_numpy(ids.astype(np.int64)),
+        prefix_allowed_tokens_fn=None,
+        logits_processor=[],
+        device="cpu",
+        model_kwargs={},
+    )
     with torch.no_grad():
         logits = precise(**as_torch(input_ids=ids, attention_mask=mask), decoder_input_ids=tokens[:, :-1]).logits
         total = 0.0
-        for i in range(1, len(reply)):
-            scores = torch.log_softmax(logits[:, i - 1], dim=-1)
-            for processor in processors:
-                scores = processor(tokens[:, :i], scores)
+        for i in range(prompt_length, len(reply)):
+            scores = processors(tokens[:, :i], torch.log_softmax(logits[:, i - 1], dim=-1))
             total += float(scores[0, reply[i]])
-    return total / (len(reply) - 1) ** (config.length_penalty if config.length_penalty is not None else 1.0)
+    penalty = config.length_penalty if config.length_penalty is not None else 1.0
+    return total / (len(reply) - prompt_length) ** penalty
 
 
-def _processors(config: GenerationConfig, ids: torch.Tensor) -> list[Any]:
-    made: list[Any] = []
-    if config.repetition_penalty:
-        made.append(rules.RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
-    if config.no_repeat_ngram_size:
-        made.append(rules.NoRepeatNGramLogitsProcessor(config.no_repeat_ngram_size))
-    if config.encoder_no_repeat_ngram_size:
-        made.append(rules.EncoderNoRepeatNGramLogitsProcessor(config.encoder_no_repeat_ngram_size, ids))
-    if config.bad_words_ids:
-        made.append(rules.NoBadWordsLogitsProcessor(_as_list(config.bad_words_ids), 2))
-    if config.min_length:
-        made.append(rules.MinLengthLogitsProcessor(config.min_length, 2))
-    if config.forced_eos_token_id:
-        made.append(rules.ForcedEOSTokenLogitsProcessor(config.max_length or 21, config.forced_eos_token_id))
-    return made
+@contextmanager
+def shared_noise(key: jax.Array, B: int, config: GenerationConfig, prompt_length: int = 1) -> Iterator[None]:
+    """Let transformers draw with our noise: `torch.multinomial` is answered from the key as `generate` would.
+
+    Drawing without replacement in the order of probability plus Gumbel noise is what torch.multinomial promises; with
+    the same noise on both sides, sampled replies can be compared token for token.
+    """
+    K, R = config.num_beams or 1, config.num_return_sequences or 1
+    length = prompt_length
+
+    def draw(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
+        nonlocal length
+        with np.errstate(divide="ignore"):
+            scores = np.log(probabilities.numpy())
+        noise = _beam_noise(key, length, B, K, scores.shape[1] // K) if K > 1 else _row_noise(key, length, B, R, scores)
+        length += 1
+        order = np.argsort(-(scores + noise.reshape(scores.shape)), axis=1, kind="stable")
+        return torch.from_numpy(order[:, :num_samples].copy())
+
+    original = torch.multinomial
+    torch.multinomial = draw
+    try:
+        yield
+    finally:
+        torch.multinomial = original
 
 
-def _as_list(value: Any) -> Any:
-    return [_as_list(item) for item in value] if isinstance(value, tuple) else value
+def _beam_noise(key: jax.Array, length: int, B: int, K: int, V: int) -> np.ndarray:
+    def one(row: jax.Array) -> jax.Array:
+        return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, row), length), (K, V), jnp.float32)
+
+    return np.asarray(jax.vmap(one)(jnp.arange(B)))
+
+
+def _row_noise(key: jax.Array, length: int, B: int, R: int, scores: np.ndarray) -> np.ndarray:
+    def one(b: jax.Array, r: jax.Array) -> jax.Array:
+        stream = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, b), r), length)
+        return jax.random.gumbel(stream, scores.shape[1:], jnp.float32)
+
+    return np.asarray(jax.vmap(jax.vmap(one, (None, 0)), (0, None))(jnp.arange(B), jnp.arange(R)))
+
+
+def as_list(value: Any) -> Any:
+    """Tuples as lists, at any depth."""
+    return [as_list(item) for item in value] if isinstance(value, tuple) else value
