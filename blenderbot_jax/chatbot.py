@@ -118,7 +118,7 @@ class Chatbot:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         chats = [Conversation().add("user", text) for text in texts]
-        encoded = [self._encode(chat) for chat in chats]
+        encoded = [self.checkpoint.encode(chat) for chat in chats]
         answers = [""] * len(texts)
         for number, rows in enumerate(_by_length(encoded, batch_size)):
             batch_key = None if key is None else jax.random.fold_in(key, number)
@@ -135,7 +135,7 @@ class Chatbot:
             conversation: what was said so far; it is not changed.
             key: a `jax.random.key`, needed if the bot samples.
         """
-        encoded = self._encode(conversation)
+        encoded = self.checkpoint.encode(conversation)
         [found] = self._decode([encoded], key)
         best = found[0]
         return Response(
@@ -146,11 +146,6 @@ class Chatbot:
             dropped_tokens=encoded.dropped_tokens,
             alternatives=found,
         )
-
-    def _encode(self, conversation: Conversation) -> EncodedConversation:
-        positions = self.checkpoint.model.config.max_position_embeddings
-        limit = min(self.checkpoint.tokenizer.model_max_length or positions, positions)
-        return conversation.encode(self.checkpoint.tokenizer, limit)
 
     def _decode(self, encoded: Sequence[EncodedConversation], key: jax.Array | None) -> list[tuple[Alternative, ...]]:
         """All replies to each prompt, best first."""

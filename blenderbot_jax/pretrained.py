@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from blenderbot_jax.checkpoint import fetch
+from blenderbot_jax.dialogue import Conversation, EncodedConversation
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import BlenderbotForConditionalGeneration, Params
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer, load_tokenizer, tokenizer_class
@@ -58,6 +59,15 @@ class Checkpoint:
                 "they do not belong together, or the model wants resize_token_embeddings"
             )
         return cls(model, params, tokenizer, GenerationConfig.from_pretrained(folder))
+
+    def encode(self, conversation: Conversation) -> EncodedConversation:
+        """A conversation as this model reads it: what is too long loses its oldest turns.
+
+        Args:
+            conversation: with at least one turn.
+        """
+        positions = self.model.config.max_position_embeddings
+        return conversation.encode(self.tokenizer, min(self.tokenizer.model_max_length or positions, positions))
 
 
 def _tokenizer(folder: Path, positions: int) -> BlenderbotTokenizer | BlenderbotSmallTokenizer:

@@ -185,7 +185,7 @@ def test_a_device_out_of_memory_is_told_in_one_line(monkeypatch):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand a long dump")
 
     monkeypatch.setattr(Chatbot, "replies", fail)
-    assert "out of memory; smaller --batch-size" in refusal("reply", "hi")
+    assert "out of memory; --dtype bfloat16 takes less memory" in refusal("reply", "hi")
 
 
 def test_interrupting_a_reply_ends_with_130_and_no_traceback(monkeypatch):

@@ -13,14 +13,17 @@ import pytest
 import blenderbot_jax
 
 ROOT = Path(__file__).parent.parent
-# The modules of tokenizer and dialogue are run by their own tests, over the published vocabulary.
-WITH_EXAMPLES = (
-    "config", "model", "generation.config", "generation.generate", "pretrained", "chatbot", "checkpoint.names",
-    "checkpoint.save",
-)  # fmt: skip
+PACKAGE = Path(blenderbot_jax.__file__).parent
+# Their examples show the published vocabularies, or need torch, so their own tests run them.
+ELSEWHERE = {"dialogue", "verification", *(f"tokenizer.{path.stem}" for path in (PACKAGE / "tokenizer").glob("*.py"))}
+WITH_EXAMPLES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+}
 
 
-@pytest.mark.parametrize("name", WITH_EXAMPLES)
+@pytest.mark.parametrize("name", sorted(WITH_EXAMPLES - ELSEWHERE))
 def test_docstring_examples_print_what_they_show(name: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint = blenderbot_jax.Checkpoint.from_pretrained("demo")
@@ -43,6 +46,19 @@ def test_the_readme_examples_run(capsys):
         exec(compile(training, "README.md", "exec"), names)
     # One small step along the gradient, judged under the same dropout.
     assert names["loss"](names["params"]) < names["value"]
+
+
+def test_the_blocks_of_the_research_guide_run_in_order(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/research.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        with jax.numpy_dtype_promotion("standard"):  # as a user has it
+            exec(compile(block, "research.md", "exec"), names)
+    devices = len(jax.devices())
+    printed = capsys.readouterr().out
+    for expected in ("(4, 1, 12)", "(2, 4, 1, 12)", f"({devices}, 1, 12)", "('tpu',) True"):
+        assert expected in printed
+    assert any(abs(leaf).max() > 0 for leaf in jax.tree.leaves(names["gradients"]))
 
 
 def test_the_readme_names_files_that_exist():

@@ -7,7 +7,8 @@ import blenderbot_jax
 
 ORDER = [
     "files", "hub", "config", "masks", "cache", "checks", "layers", "transformer", "outputs", "checkpoint", "model",
-    "generation", "tokenizer", "dialogue", "pretrained", "chatbot", "cli",
+    "ensemble", "generation", "scoring", "attribution", "tokenizer", "dialogue", "pretrained", "conversion",
+    "verification", "chatbot", "plotting", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent
 NO_RUN_TIME = {"torch", "transformers", "tensorflow", "pytest", "hypothesis"}

@@ -60,7 +60,7 @@ def _one_line() -> Iterator[None]:
     except (ValueError, TypeError, OSError) as error:
         raise _RefusedError(str(error)) from None
     except jax.errors.JaxRuntimeError as error:
-        advice = "smaller --batch-size or --beams, or --dtype bfloat16, take less memory"
+        advice = "--dtype bfloat16 takes less memory, and so do a smaller --batch-size or --beams where there are such"
         raise _RefusedError(f"the device gave up: {str(error).splitlines()[0]}; {advice}") from None
     except KeyboardInterrupt:
         click.echo(err=True)
