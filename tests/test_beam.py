@@ -131,3 +131,26 @@ def test_two_stages_of_top_k_equal_one_over_everything_ties_included(seed: int):
 def test_more_continuations_than_tokens_are_refused():
     with pytest.raises(ValueError, match="needs 50 continuations"):
         top_continuations(jnp.zeros((1, 5, 8)), 50)
+
+
+def test_beam_sampling_draws_without_replacement_from_the_softmax_of_all_beams():
+    """Two tokens are drawn from one row; how often each pair comes is known, and the keys are fixed."""
+    table = np.zeros((5, 5))
+    table[START] = probabilities = np.array([0.0, 0.0, 0.15, 0.55, 0.3])
+    table[[0, 2, 3, 4], END] = 1.0
+    draws = 4000
+
+    def draw(key: jax.Array) -> jax.Array:
+        return search(table, key=key, num_beams=2, num_return_sequences=2, do_sample=True, max_length=2).tokens[0, :, 1]
+
+    pairs = np.sort(np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), draws))), axis=1)
+    for a, b in itertools.combinations((2, 3, 4), 2):
+        p, q = probabilities[a], probabilities[b]
+        expected = p * q / (1 - p) + q * p / (1 - q)
+        found = (pairs == (a, b)).all(axis=1).mean()
+        assert abs(found - expected) < 4 * (expected * (1 - expected) / draws) ** 0.5
+
+
+def test_sampled_beams_are_returned_best_first():
+    out = search(CHAIN, key=jax.random.key(3), num_beams=3, num_return_sequences=3, do_sample=True, max_length=6)
+    assert (np.diff(np.asarray(out.scores)[0]) <= 0).all()
