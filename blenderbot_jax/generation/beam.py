@@ -137,14 +137,15 @@ def _extend(
     count = max(2, 1 + task.settings.eos_tokens.shape[-1]) * plan.rows
     totals = log_probs + state.running.scores[..., None]
     # Adding Gumbel noise and taking the best draws without replacement, in the order of drawing.
-    _, parents, chosen = top_continuations(totals if key is None else totals + _noise(key, state.length, totals), count)
+    ranked = totals if key is None else totals + _noise(key, state.length, totals)
+    best, parents, chosen = top_continuations(ranked, count)
     places = parents * log_probs.shape[-1] + chosen
     grown = state.running.take(parents)
     tokens = grown.tokens.at[:, :, state.length].set(chosen)
     return Beams(
         tokens=tokens,
         log_probs=grown.log_probs.at[:, :, state.length].set(_picked(log_probs, places)),
-        scores=_picked(totals, places),
+        scores=best if key is None else _picked(totals, places),
         lengths=jnp.full_like(parents, 1) * (state.length + 1),
         done=task.ended(tokens, state.length + 1, plan),
     ), parents

@@ -3,6 +3,10 @@
 They take and return what the other rules do (`rules.py`). Each keeps at least one token; beam sampling keeps one more
 than there are end tokens, so that a beam can run on. Formulas and their order of operations are those of transformers 5
 (`logits_process.py`), thresholds and ties among them.
+
+A compiler may compute a value twice, and the two may differ in the last bit. So no rule compares a score with a
+threshold that was taken from another copy of the scores: that could cut off the very token that set it. Thresholds and
+what they are compared with come out of one sort.
 """
 
 import jax
@@ -40,10 +44,10 @@ def top_k(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.
     """Keep the k best scores, and those equal to the k-th. Source: Fan et al. 2018."""
     del step
     V = scores.shape[-1]
-    ascending = jnp.sort(scores, axis=-1)
+    ascending, order = _sorted(scores)
     k = jnp.clip(settings.top_k, min(_least(settings, plan), V), V)
     place = jnp.broadcast_to(V - k[:, None, None], (*scores.shape[:-1], 1))
-    return jnp.where(scores < jnp.take_along_axis(ascending, place, axis=-1), -jnp.inf, scores)
+    return _drop(scores, ascending < jnp.take_along_axis(ascending, place, axis=-1), order)
 
 
 def top_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
@@ -53,10 +57,10 @@ def top_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.
     Degeneration".
     """
     del step
-    order = jnp.argsort(scores, axis=-1)
-    below = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
+    ascending, order = _sorted(scores)
+    below = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
     dropped = (below <= settings.top_p_tail[:, None, None]).at[..., -_least(settings, plan) :].set(False)
-    return jnp.where(jnp.put_along_axis(dropped, order, dropped, axis=-1, inplace=False), -jnp.inf, scores)
+    return _drop(scores, dropped, order)
 
 
 def min_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
@@ -64,10 +68,8 @@ def min_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.
     del step
     probs = jax.nn.softmax(scores, axis=-1)
     dropped = probs < settings.min_p[:, None, None] * probs.max(axis=-1, keepdims=True)
-    least = min(_least(settings, plan), scores.shape[-1])
-    if least > 1:
-        dropped = dropped & ~mark(scores.shape, jax.lax.top_k(probs, least)[1], True)
-    return jnp.where(dropped, -jnp.inf, scores)
+    best = jax.lax.top_k(probs, min(_least(settings, plan), scores.shape[-1]))[1]
+    return jnp.where(dropped & ~mark(scores.shape, best, True), -jnp.inf, scores)
 
 
 def typical_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
@@ -77,16 +79,11 @@ def typical_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> 
     """
     del step
     log_probs = jax.nn.log_softmax(scores, axis=-1)
-    distance = jnp.abs(-log_probs - _entropy(log_probs, jnp.exp(log_probs)))
-    order = jnp.argsort(distance, axis=-1)
+    distance, order = _sorted(jnp.abs(-log_probs - _entropy(log_probs, jnp.exp(log_probs))))
     held = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(scores, order, axis=-1), axis=-1), axis=-1)
     count = (held < settings.typical_p[:, None, None]).sum(axis=-1, keepdims=True)
-    final = jnp.take_along_axis(order, jnp.minimum(count, scores.shape[-1] - 1), axis=-1)
-    dropped = distance > jnp.take_along_axis(distance, final, axis=-1)
-    least = _least(settings, plan)
-    if least > 1:
-        dropped = dropped & ~mark(scores.shape, order[..., :least], True)
-    return jnp.where(dropped, -jnp.inf, scores)
+    final = jnp.take_along_axis(distance, jnp.minimum(count, scores.shape[-1] - 1), axis=-1)
+    return _drop(scores, (distance > final).at[..., : _least(settings, plan)].set(False), order)
 
 
 def epsilon_cutoff(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
@@ -106,9 +103,21 @@ def eta_cutoff(scores: jax.Array, step: Step, settings: Settings, plan: Plan) ->
 
 def _drop_below(scores: jax.Array, threshold: jax.Array, settings: Settings, plan: Plan) -> jax.Array:
     """Drop tokens of less than a probability, but none of the best scores, ties with the last of them included."""
-    least = min(_least(settings, plan), scores.shape[-1])
-    floor = scores.max(axis=-1, keepdims=True) if least == 1 else jax.lax.top_k(scores, least)[0][..., -1:]
-    return jnp.where((jax.nn.softmax(scores, axis=-1) < threshold) & (scores < floor), -jnp.inf, scores)
+    ascending, order = _sorted(scores)
+    floor = ascending[..., -min(_least(settings, plan), scores.shape[-1]), None]
+    return _drop(scores, (jax.nn.softmax(ascending, axis=-1) < threshold) & (ascending < floor), order)
+
+
+def _sorted(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Values in ascending order, the earlier of equal ones first, and the tokens [B, K, V] they belong to."""
+    tokens = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
+    ordered, order = jax.lax.sort((values, tokens), num_keys=1)
+    return ordered, order
+
+
+def _drop(scores: jax.Array, dropped: jax.Array, order: jax.Array) -> jax.Array:
+    """Bar the tokens `order` where `dropped`, [B, K, V] each in the order of a sort."""
+    return jnp.where(jnp.put_along_axis(dropped, order, dropped, axis=-1, inplace=False), -jnp.inf, scores)
 
 
 def _entropy(log_probs: jax.Array, probs: jax.Array) -> jax.Array:

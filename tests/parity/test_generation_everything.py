@@ -101,7 +101,7 @@ def test_replies_equal_transformers_under_all_rules(case: int):
     with shared_noise(jax.random.key(case), BATCH, settings, prompt_length):
         theirs = decode_in_transformers(reference, ids, mask, settings, decoder_input_ids=begun)
     ours = generate(model, params, ids, mask, config=settings, key=key, decoder_input_ids=begun)
-    assert mismatches(reference, ids, mask, settings, ours, theirs, prompt_length) == []
+    assert mismatches(reference, ids, mask, settings, ours, theirs, prompt_length, key) == []
     if theirs.scores is not None:
         np.testing.assert_allclose(np.asarray(ours.scores), theirs.scores, atol=1e-3, rtol=1e-4)
 
