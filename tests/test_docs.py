@@ -58,6 +58,8 @@ def test_the_blocks_of_the_research_guide_run_in_order(capsys):
     printed = capsys.readouterr().out
     for expected in ("(4, 1, 12)", "(2, 4, 1, 12)", f"({devices}, 1, 12)", "('tpu',) True"):
         assert expected in printed
+    chosen = names["tokenizer"].batch_decode(names["out"].sequences[:, 0], skip_special_tokens=True)
+    assert {text.strip() for text in chosen} <= {"Yes, I do.", "No, not at all."}
     assert any(abs(leaf).max() > 0 for leaf in jax.tree.leaves(names["gradients"]))
 
 

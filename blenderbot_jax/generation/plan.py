@@ -50,8 +50,6 @@ class Settings:
     numpy, likewise, and rounded to float32 once.
     """
 
-    start_token: jax.Array
-    """[1] int32."""
     pad_token: jax.Array
     """[1] int32."""
     eos_tokens: jax.Array
@@ -171,7 +169,6 @@ def _settings(
     biases = _in_order_of_addition(config.sequence_bias or ())
     bos_comes_first = prompt_length == 1 and config.forced_bos_token_id is not None
     return Settings(
-        start_token=_one(_first(config.decoder_start_token_id, model.decoder_start_token_id), np.int32),
         pad_token=_one(pad_token(config, model), np.int32),
         eos_tokens=_one(eos, np.int32),
         prompt_length=_one(prompt_length, np.int32),
