@@ -154,3 +154,15 @@ def test_beam_sampling_draws_without_replacement_from_the_softmax_of_all_beams()
 def test_sampled_beams_are_returned_best_first():
     out = search(CHAIN, key=jax.random.key(3), num_beams=3, num_return_sequences=3, do_sample=True, max_length=6)
     assert (np.diff(np.asarray(out.scores)[0]) <= 0).all()
+
+
+@pytest.mark.parametrize("penalty", [-12.0, 12.0])
+def test_what_has_ended_comes_before_places_not_filled_whatever_the_penalty(penalty):
+    out = search(CHAIN, num_beams=2, num_return_sequences=2, length_penalty=penalty, max_length=12)
+    assert (np.asarray(out.lengths) > 1).all()
+    assert np.isfinite(out.scores).all()
+
+
+def test_a_penalty_that_leaves_the_numbers_of_float32_is_refused():
+    with pytest.raises(ValueError, match=r"length_penalty=40.0: .* between 1e-30 and"):
+        search(CHAIN, num_beams=2, length_penalty=40.0, max_length=12)

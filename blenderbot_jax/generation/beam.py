@@ -200,7 +200,9 @@ def _keep_finished(state: BeamState, candidates: Beams, task: Task, K: int) -> B
         normalised = normalised + jnp.where(barred, _NEVER, 0.0)
     entering = dataclasses.replace(candidates, scores=normalised, done=may_enter)
     both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, entering)
-    return both.take(jax.lax.top_k(both.scores, K)[1])
+    # Whatever its score, a hypothesis that has ended comes before a place that is not yet filled.
+    ranked = jnp.where(both.done, both.scores, -jnp.inf)
+    return both.take(jax.lax.top_k(ranked, K)[1])
 
 
 def _still_improvable(state: BeamState, task: Task) -> jax.Array:
@@ -208,7 +210,7 @@ def _still_improvable(state: BeamState, task: Task) -> jax.Array:
     settings = task.settings
     at_most = jnp.where(settings.judge_at_full_length, settings.max_length, state.length)
     best = state.running.scores[:, 0] / _divisor(task, at_most)
-    worst = jnp.where(state.finished.done, state.finished.scores.min(axis=1, keepdims=True), _NEVER)
+    worst = jnp.where(state.finished.done, state.finished.scores.min(axis=1, keepdims=True), -jnp.inf)
     return state.improvable & (best[:, None] > worst).any(axis=1)
 
 

@@ -16,6 +16,7 @@ from blenderbot_jax.generation.fields import OUTPUTS, is_count
 
 DEFAULT_NEW_TOKENS = 20
 _UNUSED = -1
+_LEAST_DIVISOR = 1e-30
 # Lengths are rounded up to one of these, so that one program serves many.
 LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -195,7 +196,7 @@ def _settings(
         epsilon_cutoff=_one(_first(config.epsilon_cutoff, 0.0), np.float32),
         eta_cutoff=_one(_first(config.eta_cutoff, 0.0), np.float32),
         stop_sequences=_pack_sequences(stops),
-        length_divisors=_one(_powers(capacity + 1, penalty), np.float32),
+        length_divisors=_one(_divisors(config, capacity), np.float32),
         stop_when_full=_one(config.early_stopping is True, np.bool_),
         judge_at_full_length=_one(config.early_stopping == "never" and penalty > 0, np.bool_),
     )
@@ -316,10 +317,21 @@ def _check_ids(config: GenerationConfig, stops: tuple[tuple[int, ...], ...], voc
                 raise ValueError(f"{name} names id {token}, but this model's vocabulary ends at {vocab_size - 1}")
 
 
-def _powers(count: int, exponent: float) -> list[float]:
+def _divisors(config: GenerationConfig, capacity: int) -> Any:
+    """n ** length_penalty for n from 0 to `capacity`."""
+    if (config.num_beams or 1) == 1:
+        return np.ones(capacity + 1)
+    penalty = np.float64(_first(config.length_penalty, 1.0))
     # A length of 0 never divides; 1 keeps its place free of a division by zero.
     with np.errstate(over="ignore", under="ignore"):
-        return [1.0, *(float(np.float64(n) ** exponent) for n in range(1, count))]
+        divisors = np.array([np.float64(max(n, 1)) ** penalty for n in range(capacity + 1)])
+    if not ((divisors > _LEAST_DIVISOR) & (divisors < 1 / _LEAST_DIVISOR)).all():
+        raise ValueError(
+            f"length_penalty={config.length_penalty}: n ** length_penalty must stay between {_LEAST_DIVISOR} and "
+            f"{1 / _LEAST_DIVISOR} for the {capacity} tokens a reply may have, or scores leave float32; values between "
+            "-5 and 5 are usual"
+        )
+    return divisors
 
 
 def _decay(penalty: tuple[int, float] | None, count: int) -> Any:
