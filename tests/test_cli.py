@@ -108,8 +108,8 @@ def test_a_reply_is_one_line_whatever_the_model_writes(monkeypatch):
         (("--repetition-penalty", 1.2), {"repetition_penalty": 1.2}),
         (("--sample",), {"do_sample": True, "num_beams": 1}),
         (
-            ("--sample", "--temperature", 0.7, "--top-k", 5, "--top-p", 0.9),
-            {"do_sample": True, "num_beams": 1, "temperature": 0.7, "top_k": 5, "top_p": 0.9},
+            ("--sample", "--temperature", 0.7, "--top-k", 5, "--top-p", 0.9, "--min-p", 0.05),
+            {"do_sample": True, "num_beams": 1, "temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.05},
         ),
     ],
 )

@@ -21,6 +21,7 @@ _DECODING: dict[str, tuple[str, Any, str]] = {
     "--temperature": ("temperature", float, "With --sample: above 1 is bolder, below 1 safer."),
     "--top-k": ("top_k", int, "With --sample: draw among the k likeliest tokens."),
     "--top-p": ("top_p", float, "With --sample: draw among the likeliest that hold this probability."),
+    "--min-p": ("min_p", float, "With --sample: drop tokens less than this fraction as likely as the likeliest."),
     "--min-length": ("min_length", int, "Fewest tokens of a reply, the start token included."),
     "--max-length": ("max_length", int, "Most tokens of a reply, the start token included."),
     "--length-penalty": ("length_penalty", float, "Under beams: above 0 favours longer replies."),
@@ -33,7 +34,7 @@ _DECODING: dict[str, tuple[str, Any, str]] = {
     "--repetition-penalty": ("repetition_penalty", float, "Above 1 discourages tokens that the reply has already."),
 }
 
-_SAMPLING = ("temperature", "top_k", "top_p")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
