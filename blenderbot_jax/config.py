@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from blenderbot_jax.files import write_text
+from blenderbot_jax.hub import SMALL_FILES, locate
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish")
 
@@ -211,6 +212,24 @@ class BlenderbotConfig:
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write `config.json`, to a temporary name first."""
         write_text(Path(path), json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, name_or_folder: str | os.PathLike[str], **hub_options: Any) -> "BlenderbotConfig":
+        """Read the `config.json` of a checkpoint.
+
+        Args:
+            name_or_folder: a folder, a hub name, or "demo".
+            hub_options: `revision`, `cache_dir`, `local_files_only`, `token`; see `locate`.
+
+        Example:
+            >>> BlenderbotConfig.from_pretrained("demo").decoder_layers
+            3
+        """
+        return cls.from_json(locate(name_or_folder, SMALL_FILES, **hub_options) / "config.json")
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `config.json` into a folder, which is made if it is missing."""
+        self.save_json(Path(folder) / "config.json")
 
 
 @dataclass(frozen=True)

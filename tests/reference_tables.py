@@ -76,10 +76,11 @@ FORWARD_OPTIONS = {
     "cache_position": Refused([0], "a cache knows its own length", (None,)),
     "num_items_in_batch": Refused(3, "scale the loss yourself", (None,)),
     **dict.fromkeys(("head_mask", "decoder_head_mask", "cross_attn_head_mask"), HEAD_MASK),
+    "output_router_logits": Refused(True, "experts", (None, False)),
+    "is_causal": Refused(True, "the decoder is causal", (None,)),
     **dict.fromkeys(
-        ("output_router_logits", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "is_causal",
-         "seq_idx"),
-        Refused(1, NO_ARGUMENT)),
+        ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+        Refused(1, "not packed", (None,))),
 }  # fmt: skip
 INPUTS = dict.fromkeys(("input_ids", "attention_mask", "inputs_embeds"), Here())
 DECODER_INPUTS = dict.fromkeys(
@@ -113,8 +114,8 @@ LOADING = {
     "revision": Here(),
     "use_safetensors": Refused(3, "use_safetensors", (None, True, False)),
     "weights_only": Refused(False, "nothing in a checkpoint is ever executed", (None, True)),
-    "fusion_config": Refused({}, NO_ARGUMENT),
-    "disable_mmap": Refused(True, NO_ARGUMENT),
+    "fusion_config": Refused({}, "XLA fuses", (None,)),
+    "disable_mmap": Refused(3, "disable_mmap", (None, True, False)),
     "device_map": Refused("auto", r"jax\.device_put", (None,)),
     "torch_dtype": Refused("float16", r"dtype=jnp\.bfloat16", (None,)),
     "attn_implementation": Refused("sdpa", "one implementation", (None, "eager")),
@@ -166,25 +167,25 @@ SMALL_TOKENIZER = {
 CALL = {
     "text": Here(inspect.Parameter.empty),
     "text_pair": Refused("b", "join turns with Conversation", (None,)),
-    "text_target": Refused("b", NO_ARGUMENT),
-    "text_pair_target": Refused("b", NO_ARGUMENT),
+    "text_target": Refused("b", "supports {name}=", (None,)),
+    "text_pair_target": Refused("b", "supports {name}=", (None,)),
     "add_special_tokens": Here(True),
     "padding": Here(None),
     "truncation": Here(None),
     "max_length": Here(None),
-    "stride": Refused(2, NO_ARGUMENT),
-    "is_split_into_words": Refused(True, NO_ARGUMENT),
+    "stride": Refused(2, "supports {name}=", (0,)),
+    "is_split_into_words": Refused(True, "supports {name}=", (False,)),
     "pad_to_multiple_of": Here(None),
     "padding_side": Here(None),
     "return_tensors": Refused("pt", "numpy arrays of return_tensors='np'", (None, "np", "jax")),
     "return_token_type_ids": Refused(True, "return_token_type_ids=False only", (None, False)),
     "return_attention_mask": Refused(False, "return_attention_mask=True only", (None, True)),
-    "return_overflowing_tokens": Refused(True, NO_ARGUMENT),
-    "return_special_tokens_mask": Refused(True, NO_ARGUMENT),
-    "return_offsets_mapping": Refused(True, NO_ARGUMENT),
-    "return_length": Refused(True, NO_ARGUMENT),
+    "return_overflowing_tokens": Refused(True, "supports {name}=", (False,)),
+    "return_special_tokens_mask": Refused(True, "supports {name}=", (False,)),
+    "return_offsets_mapping": Refused(True, "supports {name}=", (False,)),
+    "return_length": Refused(True, "supports {name}=", (False,)),
     "verbose": Refused(3, "verbose", (True, False)),
-    "tokenizer_kwargs": Refused({}, NO_ARGUMENT),
+    "tokenizer_kwargs": Refused({}, "supports {name}=", (None,)),
 }
 # Method of a tokenizer -> its arguments here, in transformers' order; the options of `encode` are those of a call.
 METHODS = {
@@ -200,23 +201,34 @@ METHODS = {
     "from_pretrained": "name_or_folder revision cache_dir local_files_only token",
 }
 ATTRIBUTES = ("all_special_ids", "all_special_tokens", "padding_side", "truncation_side", "vocab_size")
-# What to take here -> what a tokenizer of transformers can beside.
-INSTEAD = {
+# What a tokenizer or a model of transformers can beside -> a word of what to do here instead.
+TOKENIZER_INSTEAD = {
     "save_pretrained": "save_vocabulary",
     "get_vocab": "vocab",
-    "a call": "pad prepare_for_model prepare_for_tokenization truncate_sequences set_truncation_and_padding "
-    "build_inputs_with_special_tokens max_len_sentences_pair max_len_single_sentence",
+    "the tokenizer's call": "pad prepare_for_model prepare_for_tokenization truncate_sequences "
+    "set_truncation_and_padding build_inputs_with_special_tokens max_len_sentences_pair max_len_single_sentence",
     "Conversation": "apply_chat_template save_chat_templates get_chat_template encode_message_with_chat_template "
     "parse_response get_response_parser",
     "decode": "clean_up_tokenization",
     "tokenize": "bpe",
     "all_special_ids": "special_tokens_map get_special_tokens_mask num_special_tokens_to_add",
-    "resize_token_embeddings and a vocabulary of one's own": "add_tokens add_special_tokens added_tokens_decoder "
-    "added_tokens_encoder get_added_vocab convert_added_tokens train_new_from_iterator decoder",
-    "nothing, there are no token types": "create_token_type_ids_from_sequences pad_token_type_id",
-    "nothing, it is fixed": "add_bos_token add_eos_token update_post_processor backend_tokenizer is_fast model "
+    "resize_token_embeddings": "add_tokens add_special_tokens added_tokens_decoder added_tokens_encoder "
+    "get_added_vocab convert_added_tokens train_new_from_iterator decoder",
+    "no token types": "create_token_type_ids_from_sequences pad_token_type_id",
+    "it is fixed": "add_bos_token add_eos_token update_post_processor backend_tokenizer is_fast model "
     "model_input_names vocab_files_names slow_tokenizer_class can_save_slow_tokenizer convert_to_native_format "
     "pretrained_vocab_files_map SPECIAL_TOKENS_ATTRIBUTES",
     "huggingface_hub": "push_to_hub register_for_auto_class",
 }
-NOT_HERE = {name for names in INSTEAD.values() for name in names.split()}
+MODEL_INSTEAD = {
+    "generate\\(model, params": "generate",
+    "save_pretrained\\(folder": "save_pretrained",
+    "resize_token_embeddings\\(model": "resize_token_embeddings",
+    "embedding": "get_input_embeddings set_input_embeddings get_output_embeddings",
+    "rngs": "eval train",
+    "device_put": "to cuda",
+    "clone\\(dtype": "half",
+    "holds no weights": "state_dict parameters num_parameters",
+    "model.apply": "forward get_encoder",
+}
+NOT_HERE = {name for names in TOKENIZER_INSTEAD.values() for name in names.split()}

@@ -6,8 +6,8 @@ from pathlib import Path
 import blenderbot_jax
 
 ORDER = [
-    "files", "hub", "config", "masks", "cache", "checks", "layers", "transformer", "outputs", "checkpoint", "model",
-    "ensemble", "generation", "scoring", "attribution", "tokenizer", "dialogue", "pretrained", "conversion",
+    "files", "hub", "absent", "config", "masks", "cache", "checks", "layers", "transformer", "outputs", "checkpoint",
+    "model", "ensemble", "generation", "scoring", "attribution", "tokenizer", "dialogue", "pretrained", "conversion",
     "verification", "chatbot", "plotting", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent

@@ -41,11 +41,13 @@ from tests.reference_tables import (
     INHERITED,
     LOADING,
     METHODS,
+    MODEL_INSTEAD,
     NOT_HERE,
     OUTPUTS,
     SMALL_CONFIG,
     SMALL_TOKENIZER,
     TOKENIZER,
+    TOKENIZER_INSTEAD,
     Here,
     Refused,
     Renamed,
@@ -282,8 +284,22 @@ def test_every_method_of_a_tokenizer_is_here_or_absent_on_purpose(tokenizer):
         taken = [given for given in defaults(getattr(tokenizer, name)) if given not in ("options", "overrides")]
         assert taken[: len(arguments.split())] == arguments.split(), name
     assert all(hasattr(tokenizer, name) for name in ATTRIBUTES)
-    assert [name for name in NOT_HERE if hasattr(tokenizer, name)] == []
     assert len(tokenizer) == tokenizer.vocab_size == len(tokenizer.get_vocab())
+
+
+def test_methods_that_are_not_here_say_what_to_do_instead(tokenizer):
+    for owner, table in ((tokenizer, TOKENIZER_INSTEAD), (tiny("ForConditionalGeneration")[0], MODEL_INSTEAD)):
+        for words, names in table.items():
+            for name in names.split():
+                with pytest.raises(AttributeError, match=rf"has no '{name}'.*{words}"):
+                    getattr(owner, name)
+        with pytest.raises(AttributeError, match="nonsense"):
+            _ = owner.nonsense
+
+
+def test_a_configuration_is_saved_and_read_as_on_the_page(tmp_path):
+    BlenderbotConfig.from_pretrained("demo").save_pretrained(tmp_path / "new")
+    assert BlenderbotConfig.from_pretrained(tmp_path / "new") == BlenderbotConfig.from_pretrained("demo")
 
 
 # The examples of the page.

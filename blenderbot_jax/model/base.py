@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from blenderbot_jax.absent import MODEL, refuse_attribute
 from blenderbot_jax.checkpoint import CheckpointError, fetch, load_params
 from blenderbot_jax.checks import Refusals, refuse_arguments
 from blenderbot_jax.config import BlenderbotConfig
@@ -31,6 +32,12 @@ FORWARD_REFUSALS: Refusals = {
     "decoder_head_mask": ((None,), "scale the rows of out_proj/kernel that belong to a head"),
     "cross_attn_head_mask": ((None,), "scale the rows of out_proj/kernel that belong to a head"),
     "num_items_in_batch": ((None,), "scale the loss yourself"),
+    "output_router_logits": ((None, False), "no BlenderBot routes among experts"),
+    "is_causal": ((None,), "the decoder is causal, the encoder is not"),
+    **dict.fromkeys(
+        ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+        ((None,), "sequences are not packed: give each a row and mask the padding"),
+    ),
 }
 _LOADING_REFUSALS: Refusals = {
     "device_map": ((None,), "place the parameters with jax.device_put and a sharding"),
@@ -47,6 +54,8 @@ _LOADING_REFUSALS: Refusals = {
     "from_tf": ((None, False), "convert the weights to safetensors with transformers 4 first"),
     "output_loading_info": ((None, False), "every misfit is an error that names the tensor"),
     "ignore_mismatched_sizes": ((None, False), "load the model as it is, then use resize_token_embeddings"),
+    "fusion_config": ((None,), "XLA fuses by itself"),
+    "disable_mmap": ((None, True, False), ""),  # files are read, never mapped
     "subfolder": ((None, ""), "give the subfolder's own path"),
     "proxies": ((None,), "set HTTPS_PROXY in the environment"),
     "force_download": ((None, False), "delete the repository from the hub cache"),
@@ -91,6 +100,8 @@ class Pretrained(nn.Module):
             >>> model, params = BlenderbotForConditionalGeneration.from_pretrained("demo")
         """
         where = f"{cls.__name__}.from_pretrained"
+        if isinstance(dtype, str) and dtype == "auto":
+            raise TypeError(f"{where} takes no dtype='auto': name one, such as jnp.float32 or jnp.bfloat16")
         options = refuse_arguments(where, hub_options, _LOADING_REFUSALS, passed_on=_HUB_OPTIONS)
         folder = fetch(name_or_folder, **options)
         if not (folder / "config.json").is_file():
@@ -98,6 +109,11 @@ class Pretrained(nn.Module):
         model = cls(BlenderbotConfig.from_json(folder / "config.json"), dtype)
         expected = jax.eval_shape(model.init_params, jax.random.key(0))
         return model, load_params(folder, model.config, expected, dtype, root=cls._root)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MODEL:
+            refuse_attribute(f"a {type(self).__name__}", name, MODEL)
+        return super().__getattr__(name)
 
     def init_params(self, key: jax.Array, dtype: DType = jnp.float32) -> Params:
         """Random parameters as the published models were begun: N(0, init_std), zero biases, a zero pad row.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NoReturn, Self, overload
 
 import numpy as np
 
+from blenderbot_jax.absent import TOKENIZER, refuse_attribute
 from blenderbot_jax.files import write_text
 from blenderbot_jax.hub import SMALL_FILES, locate
 from blenderbot_jax.tokenizer import arguments, batch
@@ -21,7 +22,15 @@ _NEUTRAL = {
     "return_attention_mask": (True, None),
     "return_token_type_ids": (False, None),
     "verbose": (True, False),
-}
+    "stride": (0, None),
+    "tokenizer_kwargs": (None,),
+    **dict.fromkeys(("text_target", "text_pair_target"), (None,)),
+    **dict.fromkeys(
+        ("is_split_into_words", "return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping",
+         "return_length"),
+        (False, None),
+    ),
+}  # fmt: skip
 
 
 class BaseTokenizer(ABC):
@@ -363,6 +372,9 @@ class BaseTokenizer(ABC):
     def __hash__(self) -> int:
         # Hashing every token and merge would cost a millisecond a look-up; equality tells the rest apart.
         return hash(repr(self))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        refuse_attribute(type(self).__name__, name, TOKENIZER)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(
