@@ -48,6 +48,7 @@ def test_the_readme_examples_run(capsys):
     assert names["loss"](names["params"]) < names["value"]
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_research_guide_run_in_order(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/research.md").read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}

@@ -38,7 +38,7 @@ def real_contexts(data_folder: Path, checkpoint: Checkpoint, count: int) -> list
     return contexts
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
 def test_exported_and_run_in_transformers_it_says_the_same(data_folder: Path, tmp_path: Path, count: int):
     checkpoint = Checkpoint.from_pretrained("demo")
     save_pretrained(tmp_path, checkpoint.model.config, checkpoint.params)

@@ -18,7 +18,7 @@ SHAPES: list[dict[str, Any]] = [
     {"encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2},
     {"encoder_layers": 1, "decoder_layers": 3, "encoder_attention_heads": 1, "decoder_attention_heads": 8},
 ]
-CASES, SLOW_CASES = 24, 96
+CASES, SLOW_CASES = 10, 96
 BATCH = 24
 
 
@@ -90,9 +90,11 @@ def test_replies_and_scores_equal_transformers(case: int):
         np.testing.assert_allclose(np.asarray(ours.scores), theirs.scores, atol=1e-3, rtol=1e-4)
 
 
-def test_the_random_cases_make_a_thousand_sequences():
-    drawn = [random_settings(case, random_model(case).vocab_size) for case in range(CASES)]
-    assert BATCH * sum(settings.num_return_sequences or 1 for settings in drawn) >= 1000
+def test_the_random_cases_make_hundreds_of_sequences_and_the_slow_ones_thousands():
+    drawn = [random_settings(case, random_model(case).vocab_size) for case in range(SLOW_CASES)]
+    counts = [BATCH * (settings.num_return_sequences or 1) for settings in drawn]
+    assert sum(counts[:CASES]) >= 500
+    assert sum(counts) >= 5000
 
 
 def test_several_end_tokens_equal_transformers():

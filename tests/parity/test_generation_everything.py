@@ -15,7 +15,7 @@ from tests.parity.generation import decode_in_transformers, mismatches, shared_n
 from tests.parity.reference import pair
 from tests.parity.test_generation import random_model, random_prompts
 
-CASES, SLOW_CASES = 12, 120
+CASES, SLOW_CASES = 8, 120
 BATCH = 24
 MODES = ("greedy", "beam", "sample", "beam_sample")
 
