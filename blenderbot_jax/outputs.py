@@ -6,6 +6,7 @@ layer.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -84,3 +85,22 @@ class CausalLMOutput:
     """L arrays [B, N, T, T]."""
     cross_attentions: States = None
     """L arrays [B, N, T, S], with `encoder_hidden_states`."""
+
+
+def as_encoder_output(given: Any) -> EncoderOutput:
+    """What a caller hands on as `encoder_outputs`, in one form.
+
+    Args:
+        given: the encoder's output [B, S, D]; a tuple of it, its hidden states and its attentions; or any record that
+            holds them, the result of a whole model among these.
+
+    Returns:
+        A record; nothing is checked yet.
+    """
+    if hasattr(given, "encoder_last_hidden_state"):
+        # Its last_hidden_state is the decoder's.
+        return EncoderOutput(given.encoder_last_hidden_state, given.encoder_hidden_states, given.encoder_attentions)
+    if hasattr(given, "last_hidden_state"):
+        states, attentions = (getattr(given, name, None) for name in ("hidden_states", "attentions"))
+        return EncoderOutput(given.last_hidden_state, states, attentions)
+    return EncoderOutput(*given[:3]) if isinstance(given, tuple) else EncoderOutput(given)

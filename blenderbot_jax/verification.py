@@ -39,7 +39,7 @@ UTTERANCES = (
     "ok",
 )
 _TIE = 1e-5
-_INSTALL = "compare needs PyTorch and transformers: pip install torch 'transformers>=5.8'"
+_INSTALL = "comparing needs PyTorch and transformers: pip install torch 'transformers>=5.8'"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _libraries() -> tuple[Any, Any]:
     try:
         torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
     except ImportError as error:
-        raise ImportError(f"{error}: to {_INSTALL}") from error
+        raise ImportError(f"{error}: {_INSTALL}") from error
     # Its bars would run across the caller's.
     importlib.import_module("transformers.utils.logging").disable_progress_bar()
     return torch, transformers

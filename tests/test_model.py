@@ -268,3 +268,14 @@ def test_cross_entropy_of_known_probabilities():
     assert same(cross_entropy(logits, np.array([[1, 2]])), -(np.log(0.25) + np.log(0.8)) / 2)
     assert same(cross_entropy(logits, np.array([[-100, 2]])), -np.log(0.8))
     assert cross_entropy(logits, np.array([[-100, -100]])) == 0
+
+
+def test_a_whole_models_result_or_a_tuple_hands_the_encoders_work_on(model, params):
+    ids, reply = np.array([[5, 6, 2]]), np.array([[1, 7]])
+    flags = {"output_hidden_states": True, "output_attentions": True}
+    whole = model.apply({"params": params}, ids, None, reply, **flags)
+    parts = whole.encoder_last_hidden_state, whole.encoder_hidden_states, whole.encoder_attentions
+    for given in (whole, parts):
+        again = model.apply({"params": params}, None, None, reply, encoder_outputs=given, **flags)
+        np.testing.assert_array_equal(again.logits, whole.logits)
+        assert jax.tree.structure(again) == jax.tree.structure(whole)

@@ -113,7 +113,7 @@ def test_a_tolerance_is_a_part_of_large_logits():
 
 def test_without_torch_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match=r"torch.*: to compare needs PyTorch and transformers: pip install torch"):
+    with pytest.raises(ImportError, match=r"torch.*: comparing needs PyTorch and transformers: pip install torch"):
         verify_checkpoint("demo")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from blenderbot_jax.checks import check_embeds, check_ids, check_mask, check_one_of, check_positions, concrete
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, round_up
+from blenderbot_jax.outputs import as_encoder_output
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _PROMPT_BUCKETS = (1, 8, *LENGTH_BUCKETS)
@@ -74,7 +75,7 @@ def seq2seq_inputs(
         inputs_embeds: [B, S, D], or None.
         pad, start: ids.
     """
-    encoded = _states(encoder_outputs)
+    encoded = as_encoder_output(encoder_outputs).last_hidden_state
     if encoded is None:
         check_one_of({"input_ids": input_ids, "inputs_embeds": inputs_embeds}, "or encoder_outputs, what `encode` gave")
     else:
@@ -133,7 +134,7 @@ def causal_inputs(
             f"row {int(np.argmin(values[:, -1] != 0))} of the prompts ends in padding, and a reply would follow it: "
             'pad shorter prompts on the left (padding_side="left")'
         )
-    encoded = _states(encoder_outputs)
+    encoded = as_encoder_output(encoder_outputs).last_hidden_state
     if encoded is None:
         if encoder_attention_mask is not None:
             raise ValueError("encoder_attention_mask is a mask over encoder_outputs, and there are none")
@@ -199,12 +200,6 @@ def _with_start(ids: Any, config: BlenderbotConfig, B: int, start: int) -> Any:
             f"{int(np.argmax(begun))} does and row {int(np.argmin(begun))} does not"
         )
     return values if begun.all() else np.concatenate([np.full((B, 1), start, values.dtype), values], axis=1)
-
-
-def _states(encoder_outputs: Any) -> Any:
-    """The encoder's output [B, S, D] in whatever form it was handed on."""
-    h = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
-    return h[0] if isinstance(h, tuple) else h
 
 
 def _typed(inputs: Inputs) -> Inputs:

@@ -70,7 +70,9 @@ class BlenderbotForCausalLM(LanguageModel):
         refuse_arguments(type(self).__name__, others, FORWARD_REFUSALS)
         if labels is not None:
             check_ids("labels", labels, self.config.vocab_size, ignore=IGNORED_LABEL)
-        encoded = None if encoder_hidden_states is None else self.model.encoded_states(encoder_hidden_states)
+        encoded = None
+        if encoder_hidden_states is not None:
+            encoded = self.model.given_encoder(encoder_hidden_states).last_hidden_state
         if encoded is None and encoder_attention_mask is not None:
             raise ValueError("encoder_attention_mask is a mask over encoder_hidden_states, and there are none")
         states, attentions, cross = self.model.run_decoder(

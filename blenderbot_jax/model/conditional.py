@@ -106,8 +106,8 @@ class BlenderbotForConditionalGeneration(LanguageModel):
             attention_mask: [B, S], 1 where a token is kept; None keeps all.
             decoder_input_ids: [B, T], starting with the decoder's start token; made from `labels` when left out.
             decoder_attention_mask: [B, T]; None keeps all. Attention is causal in any case.
-            encoder_outputs: [B, S, D] from `encode`, instead of running the encoder; a record or tuple that begins with
-                it will do.
+            encoder_outputs: [B, S, D] from `encode`, instead of running the encoder; a tuple that begins with it will
+                do, and so will a record that holds it, with the states and attentions that it has.
             inputs_embeds: [B, S, D], used as they are: the method `embed_source` gives those of ids, already scaled.
             decoder_inputs_embeds: [B, T, D], likewise those of the method `embed_target`.
             labels: [B, T], the token each position should predict; -100 is left out of the loss, pad is not.

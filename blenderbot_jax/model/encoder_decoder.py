@@ -1,5 +1,6 @@
 """BlenderbotModel: encoder and decoder, their inputs and the cache between steps."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import jax
@@ -18,7 +19,7 @@ from blenderbot_jax.checks import (
 )
 from blenderbot_jax.layers import Embedding
 from blenderbot_jax.model.base import FORWARD_REFUSALS, Pretrained
-from blenderbot_jax.outputs import EncoderOutput, Seq2SeqModelOutput
+from blenderbot_jax.outputs import EncoderOutput, Seq2SeqModelOutput, as_encoder_output
 from blenderbot_jax.transformer import Decoder, Encoder, States
 
 
@@ -59,8 +60,8 @@ class BlenderbotModel(Pretrained):
             attention_mask: [B, S], 1 where a token is kept; None keeps all.
             decoder_input_ids: [B, T], starting with the decoder's start token; or `decoder_inputs_embeds`.
             decoder_attention_mask: [B, T]; None keeps all. Attention is causal in any case.
-            encoder_outputs: [B, S, D] from `encode`, instead of running the encoder; a record or tuple that begins with
-                it will do.
+            encoder_outputs: [B, S, D] from `encode`, instead of running the encoder; a tuple that begins with it will
+                do, and so will a record that holds it, with the states and attentions that it has.
             inputs_embeds: [B, S, D], used as they are: the method `embed_source` gives those of ids, already scaled.
             decoder_inputs_embeds: [B, T, D], likewise those of the method `embed_target`.
             output_hidden_states: also return the states after each layer.
@@ -74,11 +75,10 @@ class BlenderbotModel(Pretrained):
         refuse_arguments(type(self).__name__, others, FORWARD_REFUSALS)
         if encoder_outputs is None:
             encoder = self.run_encoder(input_ids, attention_mask, inputs_embeds)
-            encoded, *kept = encoder.last_hidden_state, encoder.hidden_states, encoder.attentions
         else:
             check_one_of({"encoder_outputs": encoder_outputs, "inputs_embeds": inputs_embeds})
-            encoded = self.encoded_states(encoder_outputs)
-            kept = [getattr(encoder_outputs, name, None) for name in ("hidden_states", "attentions")]
+            encoder = self.given_encoder(encoder_outputs)
+        encoded = encoder.last_hidden_state
         states, attentions, cross = self.run_decoder(
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds, encoded, attention_mask
         )
@@ -88,8 +88,8 @@ class BlenderbotModel(Pretrained):
             decoder_hidden_states=states if output_hidden_states else None,
             decoder_attentions=attentions if output_attentions else None,
             cross_attentions=cross if output_attentions else None,
-            encoder_hidden_states=kept[0] if output_hidden_states else None,
-            encoder_attentions=kept[1] if output_attentions else None,
+            encoder_hidden_states=encoder.hidden_states if output_hidden_states else None,
+            encoder_attentions=encoder.attentions if output_attentions else None,
         )
 
     def encode(
@@ -179,12 +179,11 @@ class BlenderbotModel(Pretrained):
         """[..., D] to [..., V] float32: products with the unscaled, tied embeddings."""
         return self.shared.attend(h)
 
-    def encoded_states(self, encoder_outputs: Any) -> jax.Array:
-        """The encoder's output [B, S, D] in whatever form it was handed on."""
-        h = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
-        h = h[0] if isinstance(h, tuple | list) else h
-        check_embeds("encoder_outputs", h, self.config.d_model)
-        return jnp.asarray(h).astype(self.dtype)
+    def given_encoder(self, encoder_outputs: Any) -> EncoderOutput:
+        """What the caller hands on in place of the encoder's work, checked, its last states in the model's dtype."""
+        given = as_encoder_output(encoder_outputs)
+        check_embeds("encoder_outputs", given.last_hidden_state, self.config.d_model)
+        return dataclasses.replace(given, last_hidden_state=jnp.asarray(given.last_hidden_state).astype(self.dtype))
 
     def run_encoder(
         self, input_ids: jax.Array | None, attention_mask: jax.Array | None, inputs_embeds: jax.Array | None
