@@ -8,7 +8,6 @@ the dtype asked for. Linux only: the sizes come from /proc.
     python -m benchmarks.load_memory --size 400m
 """
 
-import json
 import math
 import multiprocessing
 import os
@@ -20,7 +19,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -29,39 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blenderbot_jax import BlenderbotConfig, BlenderbotForConditionalGeneration
-from blenderbot_jax.checkpoint.names import flatten, source_name
+from benchmarks.shapes import SIZES, Shapes, random_bytes, shapes_of, write_safetensors
+from blenderbot_jax import BlenderbotForConditionalGeneration
 
-SIZES: dict[str, Callable[[], BlenderbotConfig]] = {
-    "90m": BlenderbotConfig.blenderbot_small_90m,
-    "400m": BlenderbotConfig.blenderbot_400m_distill,
-    "1b": BlenderbotConfig.blenderbot_1b_distill,
-    "3b": BlenderbotConfig.blenderbot_3b,
-}
 DTYPES = ("float32", "bfloat16", "float16")
-Shapes = dict[str, tuple[int, ...]]
-
-_CHUNK = 4 * 2**20  # elements written at a time
-
-
-def shapes_of(config: BlenderbotConfig) -> Shapes:
-    """The tensors of a published file, by their keys in it."""
-    params = jax.eval_shape(BlenderbotForConditionalGeneration(config).init_params, jax.random.key(0))
-    leaves = flatten(params).items()
-    return {source_name(path): x.shape[::-1] if path.endswith("/kernel") else x.shape for path, x in leaves}
-
-
-def write_safetensors(path: Path, shapes: Shapes) -> None:
-    """Random float16 weights, streamed to a safetensors file."""
-    header, end = {}, 0
-    for key, shape in shapes.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        header[key] = {"dtype": "F16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for shape in shapes.values():
-            file.writelines(_random_bytes(math.prod(shape)))
 
 
 def write_bin(path: Path, shapes: Shapes) -> None:
@@ -70,13 +39,7 @@ def write_bin(path: Path, shapes: Shapes) -> None:
         archive.writestr("archive/data.pkl", _pickled(shapes))
         for number, shape in enumerate(shapes.values()):
             with archive.open(f"archive/data/{number}", "w", force_zip64=True) as record:
-                record.writelines(_random_bytes(math.prod(shape)))
-
-
-def _random_bytes(count: int) -> Iterator[bytes]:
-    rng = np.random.default_rng(count)
-    for begin in range(0, count, _CHUNK):
-        yield rng.standard_normal(min(_CHUNK, count - begin), np.float32).astype("<f2").tobytes()
+                record.writelines(random_bytes(math.prod(shape), seed=number))
 
 
 def _pickled(shapes: Shapes) -> bytes:

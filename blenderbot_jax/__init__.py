@@ -11,7 +11,10 @@ from blenderbot_jax.dialogue import Conversation as Conversation
 from blenderbot_jax.ensemble import Ensemble as Ensemble
 from blenderbot_jax.generation import GenerateOutput as GenerateOutput
 from blenderbot_jax.generation import GenerationConfig as GenerationConfig
+from blenderbot_jax.generation import Packing as Packing
+from blenderbot_jax.generation import choose_buckets as choose_buckets
 from blenderbot_jax.generation import generate as generate
+from blenderbot_jax.generation import generate_many as generate_many
 from blenderbot_jax.hub import CheckpointNotFoundError as CheckpointNotFoundError
 from blenderbot_jax.model import BlenderbotForCausalLM as BlenderbotForCausalLM
 from blenderbot_jax.model import BlenderbotForConditionalGeneration as BlenderbotForConditionalGeneration
@@ -21,6 +24,7 @@ from blenderbot_jax.model import BlenderbotSmallForConditionalGeneration as Blen
 from blenderbot_jax.model import BlenderbotSmallModel as BlenderbotSmallModel
 from blenderbot_jax.model import resize_token_embeddings as resize_token_embeddings
 from blenderbot_jax.model import shift_tokens_right as shift_tokens_right
+from blenderbot_jax.preparation import prepare as prepare
 from blenderbot_jax.pretrained import Checkpoint as Checkpoint
 from blenderbot_jax.scoring import token_log_probs as token_log_probs
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer as BlenderbotSmallTokenizer

@@ -3,16 +3,21 @@
 Cross-attention keys and values are stored once per prompt, never per beam. Self-attention comes in two forms behind
 one interface:
 
-* gathering: every beam owns its history, and `reorder` copies the parent's slots;
-* ancestry table: slots are append-only, and `reorder` copies only a small table that says, for each place of a beam's
-  history, which beam's slot holds it. Every beam then attends to all slots of its prompt under a mask.
+* own slots: every beam owns its history, and `reorder` copies the parent's;
+* shared slots with an ancestry table: slots are append-only, and `reorder` copies only a small table that says, for
+  each place of a beam's history, which beam's slot holds it. Every beam then attends to all slots of its prompt under a
+  mask.
 
 The two agree up to rounding; the table avoids moving the cache at each step of a beam search.
+
+Keys lie with the slots last, values with the slots first: as the two products of attention read them, so that neither
+copies. Slots are ordered by time, then by beam: the slots of a step are neighbours, and a step is one write in place.
+Slots come in segments. A cache may start small and `grow`, and early steps then attend to few slots.
 """
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,38 +25,48 @@ import jax.numpy as jnp
 
 from blenderbot_jax.masks import ancestry_mask, cache_mask, positions_from_mask
 
+Segments = tuple[jax.Array, ...]
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecoderCache:
-    """What a decoder keeps between steps; one array per layer in each tuple."""
+    """What a decoder keeps between steps; one entry per layer in each tuple.
 
-    self_keys: tuple[jax.Array, ...]
-    """L arrays [B, N, K, C, H]: keys of the tokens written so far; slots from `length` on are not yet meaningful."""
-    self_values: tuple[jax.Array, ...]
-    """L arrays [B, N, K, C, H]."""
+    G histories share J writers each: under an ancestry table G is B and J is K, otherwise G is B * K and J is 1.
+    """
+
+    self_keys: tuple[Segments, ...]
+    """L tuples of segments [G, N, H, C' * J], the C' of which add up to C: keys of what was written so far.
+
+    What lies from `length` on is not yet meaningful; only the last segment is written to.
+    """
+    self_values: tuple[Segments, ...]
+    """L tuples of segments [G, N, C' * J, H]."""
     cross_keys: tuple[jax.Array, ...]
-    """L arrays [B, N, S, H], shared by the beams of a prompt; none for a decoder that stands alone."""
+    """L arrays [B, N, H, S], shared by the beams of a prompt; none for a decoder that stands alone."""
     cross_values: tuple[jax.Array, ...]
     """L arrays [B, N, S, H]."""
     source_mask: jax.Array
     """[B, S] bool, True where a source token is kept; S is 0 for a decoder that stands alone."""
     length: jax.Array
-    """Scalar int32: slots written."""
+    """Scalar int32: tokens written."""
     ancestry: jax.Array | None
-    """[B, K, C] integers, the beam whose slot holds each place of a beam's history; None in the gathering form."""
+    """[B, K, C] integers, whose slot holds each place of a beam's history; None where beams own their slots."""
     target_mask: jax.Array | None = None
     """[B, C] bool, False at the pads of a prompt; None where there are none. A pad takes a slot but no position."""
+    beams: int = field(default=1, metadata={"static": True})
+    """K, the rows decoded per prompt."""
 
     @property
-    def beams(self) -> int:
-        """K, the rows decoded per prompt."""
-        return self.self_keys[0].shape[2]
+    def writers(self) -> int:
+        """J, the beams that share a history's slots."""
+        return 1 if self.ancestry is None else self.beams
 
     @property
     def capacity(self) -> int:
         """C, the tokens the cache has room for."""
-        return self.self_keys[0].shape[3]
+        return sum(values.shape[2] for values in self.self_values[0]) // self.writers
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,11 @@ class CacheShape:
     heads: int
     head_dim: int
     dtype: Any
+
+    def segment(self, histories: int, slots: int) -> tuple[jax.Array, jax.Array]:
+        """Empty keys [G, N, H, slots] and values [G, N, slots, H]."""
+        keys = jnp.zeros((histories, self.heads, self.head_dim, slots), self.dtype)
+        return keys, jnp.zeros((histories, self.heads, slots, self.head_dim), self.dtype)
 
 
 def init_cache(
@@ -78,38 +98,70 @@ def init_cache(
     """An empty cache around the cross-attention keys and values of a batch.
 
     Args:
-        cross_keys, cross_values: L arrays [B, N, S, H], or none.
+        cross_keys: L arrays [B, N, H, S], or none.
+        cross_values: L arrays [B, N, S, H], or none.
         source_mask: [B, S] bool.
         shape: of the decoder.
         beams: K.
         capacity: C, the most tokens that will be written.
-        ancestry: keep an ancestry table instead of gathering.
+        ancestry: keep an ancestry table instead of a history for each beam.
         target_mask: [B, C] bool, False at the pads of a prompt that will be written; None if it has none.
     """
     B = source_mask.shape[0]
-    slots = jnp.zeros((B, shape.heads, beams, capacity, shape.head_dim), shape.dtype)
-    empty = (slots,) * shape.layers
     table = _own_slots(B, beams, capacity) if ancestry else None
-    return DecoderCache(empty, empty, cross_keys, cross_values, source_mask, jnp.int32(0), table, target_mask)
+    histories, writers = (B, beams) if ancestry else (B * beams, 1)
+    keys, values = shape.segment(histories, capacity * writers)
+    return DecoderCache(
+        self_keys=((keys,),) * shape.layers,
+        self_values=((values,),) * shape.layers,
+        cross_keys=cross_keys,
+        cross_values=cross_values,
+        source_mask=source_mask,
+        length=jnp.int32(0),
+        ancestry=table,
+        target_mask=target_mask,
+        beams=beams,
+    )
+
+
+def grow(cache: DecoderCache, capacity: int) -> DecoderCache:
+    """Make room for `capacity` tokens by one more segment; what is written from now on goes there.
+
+    Args:
+        cache: full, so that the next token is the new segment's first.
+        capacity: the new C.
+    """
+    more = capacity - cache.capacity
+    if more <= 0:
+        return cache
+    keys = tuple((*segments, _longer(segments[-1], 3, more * cache.writers)) for segments in cache.self_keys)
+    values = tuple((*segments, _longer(segments[-1], 2, more * cache.writers)) for segments in cache.self_values)
+    table, mask = cache.ancestry, cache.target_mask
+    if table is not None:
+        table = jnp.concatenate([table, _own_slots(table.shape[0], cache.beams, more)], axis=2)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, more)), constant_values=True)
+    return dataclasses.replace(cache, self_keys=keys, self_values=values, ancestry=table, target_mask=mask)
 
 
 def expand_beams(cache: DecoderCache, beams: int, *, ancestry: bool) -> DecoderCache:
     """Let `beams` beams go on from one row per prompt, each with its own copy of what was written so far.
 
     Args:
-        cache: with K = 1.
+        cache: with K = 1 and a single segment.
         beams: the new K.
-        ancestry: keep an ancestry table instead of gathering.
+        ancestry: keep an ancestry table instead of a history for each beam.
     """
 
-    def copies(slots: jax.Array) -> jax.Array:
-        return jnp.repeat(slots, beams, axis=2)
+    def copies(slots: jax.Array, axis: int) -> tuple[jax.Array]:
+        return (jnp.repeat(slots, beams, axis=axis if ancestry else 0),)
 
     return dataclasses.replace(
         cache,
-        self_keys=tuple(map(copies, cache.self_keys)),
-        self_values=tuple(map(copies, cache.self_values)),
+        self_keys=tuple(copies(keys, 3) for (keys,) in cache.self_keys),
+        self_values=tuple(copies(values, 2) for (values,) in cache.self_values),
         ancestry=_own_slots(cache.source_mask.shape[0], beams, cache.capacity) if ancestry else None,
+        beams=beams,
     )
 
 
@@ -128,6 +180,11 @@ def _own_slots(B: int, beams: int, capacity: int) -> jax.Array:
     return jnp.broadcast_to(own[None, :, None], (B, beams, capacity))
 
 
+def _longer(slots: jax.Array, axis: int, size: int) -> jax.Array:
+    """An empty segment like `slots`, of another size."""
+    return jnp.zeros((*slots.shape[:axis], size, *slots.shape[axis + 1 :]), slots.dtype)
+
+
 def positions(cache: DecoderCache, T: int) -> jax.Array:
     """The positions of the next T tokens: [T], or [B, 1, T] where the prompts hold pads."""
     if cache.target_mask is None:
@@ -136,27 +193,56 @@ def positions(cache: DecoderCache, T: int) -> jax.Array:
     return places[:, None]
 
 
-def append(slots: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
-    """Write T new tokens at `length`.
+def by_history(x: jax.Array, histories: int) -> jax.Array:
+    """What belongs to each beam [B, N, K, T, H], by history: [G, N, T * J, H], in the order of slots."""
+    B, N, K, T, H = x.shape
+    if histories == B:
+        return x.swapaxes(2, 3).reshape(B, N, T * K, H)
+    return jnp.moveaxis(x, 2, 1).reshape(B * K, N, T, H)
+
+
+def by_beam(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `by_history`: [G, N, T * J, H] to `shape`, [B, N, K, T, H]."""
+    B, N, K, T, H = shape
+    if x.shape[0] == B:
+        return x.reshape(B, N, T, K, H).swapaxes(2, 3)
+    return jnp.moveaxis(x.reshape(B, K, N, T, H), 1, 2)
+
+
+def append(
+    keys: Segments, values: Segments, new: tuple[jax.Array, jax.Array], length: jax.Array
+) -> tuple[Segments, Segments]:
+    """Write T new tokens at `length`, which lies in the last segment.
 
     Args:
-        slots: [B, N, K, C, H].
-        new: [B, N, K, T, H].
-        length: scalar int32.
+        keys: segments [G, N, H, C' * J].
+        values: segments [G, N, C' * J, H].
+        new: keys and values [B, N, K, T, H].
+        length: scalar int32, tokens written before.
     """
-    zero = jnp.zeros_like(length)
-    return jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), (zero, zero, zero, length, zero))
+    G = keys[-1].shape[0]
+    B, _, K, _, _ = new[0].shape
+    writers = K if G == B else 1
+    before = sum(segment.shape[2] for segment in values[:-1])
+    new_keys, new_values = (by_history(one, G).astype(keys[-1].dtype) for one in new)
+    place, zero = length * writers - before, jnp.zeros_like(length)
+    last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys.swapaxes(2, 3), (zero, zero, zero, place))
+    last_values = jax.lax.dynamic_update_slice(values[-1], new_values, (zero, zero, place, zero))
+    # The barrier keeps XLA from writing twice, once for attention and once, after copying the cache, for the next step.
+    last_keys, last_values = jax.lax.optimization_barrier((last_keys, last_values))
+    return (*keys[:-1], last_keys), (*values[:-1], last_values)
 
 
 def self_attention_mask(cache: DecoderCache, T: int) -> jax.Array:
-    """The mask for T new tokens per beam: [T, C], or [B, 1, 1, T, C] where the prompts hold pads.
-
-    With an ancestry table it is [B, 1, K * T, K * C], over the slots of all beams.
-    """
-    visible = cache_mask(cache.length, T, cache.capacity)
+    """The mask for T new tokens per beam: [G or 1, 1, T * J, C * J], queries and slots by time, then by beam."""
+    visible = cache_mask(cache.length, T, cache.capacity)[None]
     if cache.target_mask is not None:
-        visible = visible & cache.target_mask[:, None, None, None, :]
-    return visible if cache.ancestry is None else ancestry_mask(cache.ancestry, visible)
+        visible = visible & cache.target_mask[:, None, :]
+    if cache.ancestry is not None:
+        return ancestry_mask(cache.ancestry, visible)
+    if cache.target_mask is not None:
+        visible = jnp.repeat(visible, cache.beams, axis=0)
+    return visible[:, None]
 
 
 def reorder(cache: DecoderCache, parents: jax.Array) -> DecoderCache:
@@ -170,12 +256,9 @@ def reorder(cache: DecoderCache, parents: jax.Array) -> DecoderCache:
         The cache in which row k holds what row `parents[:, k]` held. Beam k writes on into its own slot.
     """
     if cache.ancestry is None:
-        gathered = parents[:, None, :, None, None]
-        return dataclasses.replace(
-            cache,
-            self_keys=tuple(jnp.take_along_axis(keys, gathered, axis=2) for keys in cache.self_keys),
-            self_values=tuple(jnp.take_along_axis(values, gathered, axis=2) for values in cache.self_values),
-        )
+        rows = (jnp.arange(len(parents))[:, None] * cache.beams + parents).reshape(-1)
+        moved = jax.tree.map(lambda slots: slots[rows], (cache.self_keys, cache.self_values))
+        return dataclasses.replace(cache, self_keys=moved[0], self_values=moved[1])
     inherited = jnp.take_along_axis(cache.ancestry, parents[:, :, None], axis=1)
     own = jnp.arange(cache.beams, dtype=inherited.dtype)[:, None]
     written = jnp.arange(cache.capacity) < cache.length

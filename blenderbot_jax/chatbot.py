@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import jax
@@ -10,9 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax.dialogue import Conversation, EncodedConversation
-from blenderbot_jax.generation import GenerationConfig, generate
+from blenderbot_jax.generation import GenerationConfig
+from blenderbot_jax.generation.many import Packing, generate_many
+from blenderbot_jax.preparation import prepare
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
+from blenderbot_jax.warm import warm_up
+
+_Prompt = tuple[Conversation, EncodedConversation]
+# Of inputs that are refused, as many are named.
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Chatbot:
     Args:
         checkpoint: model, parameters and tokenizer.
         generation_config: how to decode.
+        packing: how many inputs are put together, and what prompts are padded to.
 
     Example:
         >>> bot = Chatbot.from_pretrained("demo")
@@ -60,6 +68,7 @@ class Chatbot:
 
     checkpoint: Checkpoint
     generation_config: GenerationConfig
+    packing: Packing = field(default_factory=Packing)
 
     @classmethod
     def from_pretrained(
@@ -85,6 +94,28 @@ class Chatbot:
         """The same bot with some fields of its generation config changed."""
         return replace(self, generation_config=self.generation_config.replace(**changes))
 
+    def prepared(self, prompts: int = 1) -> Self:
+        """The same bot with weights packed for batches of so many prompts; `prepare` says what that does.
+
+        Args:
+            prompts: B, those that are usually answered together.
+        """
+        checkpoint, config = self.checkpoint, self.generation_config
+        rows = prompts * max(config.num_beams or 1, config.num_return_sequences or 1)
+        params = prepare(checkpoint.model, checkpoint.params, rows=rows)
+        return replace(self, checkpoint=replace(checkpoint, params=params))
+
+    def warm_up(self, **sizes: Any) -> tuple[tuple[int, int], ...]:
+        """Compile ahead of time what replies need.
+
+        Args:
+            sizes: `batch_sizes`, `source_widths` and `on_progress`, as for `warm.warm_up`.
+
+        Returns:
+            The (batch size, width) of each program.
+        """
+        return warm_up(self.checkpoint.model, self.checkpoint.params, self.generation_config, **sizes)
+
     def reply(self, text: str, *, key: jax.Array | None = None) -> str:
         """Answer one utterance.
 
@@ -96,37 +127,73 @@ class Chatbot:
 
     def replies(
         self,
-        texts: Sequence[str],
+        inputs: Sequence[str | Conversation],
         *,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         key: jax.Array | None = None,
         on_progress: Callable[[int], None] | None = None,
+        on_refused: Callable[[int, Exception], None] | None = None,
     ) -> list[str]:
-        """Answer many utterances, each on its own; utterances of about the same length are decoded together.
+        """Answer many utterances or conversations, each on its own; those of about the same length together.
+
+        Each gets the reply that it gets alone. Batches come longest first, in a few shapes; `packing` says which.
 
         Args:
-            texts: what the users say.
-            batch_size: the most utterances decoded together.
-            key: a `jax.random.key`, needed if the bot samples.
-            on_progress: called with the number of utterances just answered, after each batch.
+            inputs: what users say, or what was said so far.
+            batch_size: the most answered together; what `packing` says if None.
+            key: a `jax.random.key`, needed if the bot samples; input i draws from stream i of it however it is packed.
+            on_progress: called with the number of inputs just answered, after each batch.
+            on_refused: called with the place of an input that cannot be answered, and why; its reply is then empty.
+                Without it such inputs are an error.
 
         Returns:
-            One reply per utterance, in their order.
+            One reply per input, in their order.
+
+        Raises:
+            TypeError: a single text instead of a list.
+            ValueError: inputs that cannot be answered, such as empty ones, all of them by place; nothing was decoded.
+
+        Example:
+            >>> bot = Chatbot.from_pretrained("demo").configured(num_beams=1, max_length=12)
+            >>> len(bot.replies(["Hi!", "Do you like music?"]))
+            2
         """
-        if isinstance(texts, str):
+        options = {"batch_size": batch_size, "key": key, "on_progress": on_progress, "on_refused": on_refused}
+        found = self.responses(inputs, **options)
+        return ["" if response is None else response.text for response in found]
+
+    def responses(
+        self,
+        inputs: Sequence[str | Conversation],
+        *,
+        batch_size: int | None = None,
+        key: jax.Array | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        on_refused: Callable[[int, Exception], None] | None = None,
+    ) -> list[Response | None]:
+        """Answer many as `replies` does, with scores and alternatives.
+
+        Args:
+            inputs, batch_size, key, on_progress, on_refused: as for `replies`.
+
+        Returns:
+            One response per input, in their order; None for one that was refused.
+        """
+        if isinstance(inputs, str):
             raise TypeError("replies takes a list of texts; reply answers a single one")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        chats = [Conversation().add("user", text) for text in texts]
-        encoded = [self.checkpoint.encode(chat) for chat in chats]
-        answers = [""] * len(texts)
-        for number, rows in enumerate(_by_length(encoded, batch_size)):
-            batch_key = None if key is None else jax.random.fold_in(key, number)
-            for row, found in zip(rows, self._decode([encoded[row] for row in rows], batch_key), strict=True):
-                answers[row] = found[0].text
+        prompts, refused = self._read(inputs)
+        for place, error in refused.items():
+            if on_refused is None:
+                raise ValueError(_refusal(refused, len(inputs))) from error
+            on_refused(place, error)
+        packing = self.packing if batch_size is None else replace(self.packing, batch_size=batch_size)
+        responses: list[Response | None] = [None] * len(inputs)
+        for places, found in self._decode({place: encoded for place, (_, encoded) in prompts.items()}, key, packing):
+            for place, alternatives in zip(places, found, strict=True):
+                responses[place] = _response(*prompts[place], alternatives)
             if on_progress:
-                on_progress(len(rows))
-        return answers
+                on_progress(len(places))
+        return responses
 
     def respond(self, conversation: Conversation, *, key: jax.Array | None = None) -> Response:
         """Continue a conversation.
@@ -136,49 +203,64 @@ class Chatbot:
             key: a `jax.random.key`, needed if the bot samples.
         """
         encoded = self.checkpoint.encode(conversation)
-        [found] = self._decode([encoded], key)
-        best = found[0]
-        return Response(
-            text=best.text,
-            score=best.score,
-            conversation=conversation.add("bot", best.text) if best.text else conversation,
-            dropped_turns=encoded.dropped_turns,
-            dropped_tokens=encoded.dropped_tokens,
-            alternatives=found,
+        [(_, [found])] = self._decode({0: encoded}, key, self.packing)
+        return _response(conversation, encoded, found)
+
+    def _read(self, inputs: Sequence[str | Conversation]) -> tuple[dict[int, _Prompt], dict[int, Exception]]:
+        """What each input is as ids, and why some cannot be; both by place."""
+        prompts: dict[int, _Prompt] = {}
+        refused: dict[int, Exception] = {}
+        for place, given in enumerate(inputs):
+            try:
+                chat = given if isinstance(given, Conversation) else Conversation().add("user", given)
+                prompts[place] = chat, self.checkpoint.encode(chat)
+            except (TypeError, ValueError) as error:
+                refused[place] = error
+        return prompts, refused
+
+    def _decode(
+        self, prompts: dict[int, EncodedConversation], key: jax.Array | None, packing: Packing
+    ) -> Iterator[tuple[tuple[int, ...], list[tuple[Alternative, ...]]]]:
+        """Batch by batch: places, and for each all replies, best first."""
+        checkpoint, config = self.checkpoint, self.generation_config
+        ids = {place: prompt.input_ids for place, prompt in prompts.items()}
+        for places, replies in generate_many(
+            checkpoint.model, checkpoint.params, ids, config=config, key=key, packing=packing
+        ):
+            rows = zip(replies.tokens, replies.lengths, replies.scores, strict=True)
+            yield places, [self._alternatives(*row) for row in rows]
+
+    def _alternatives(self, tokens: np.ndarray, lengths: np.ndarray, scores: np.ndarray) -> tuple[Alternative, ...]:
+        """The R replies to a prompt."""
+        tokenizer = self.checkpoint.tokenizer
+        return tuple(
+            Alternative(_presentable(tokenizer, row[:length]), float(score))
+            for row, length, score in zip(tokens, lengths, scores, strict=True)
         )
 
-    def _decode(self, encoded: Sequence[EncodedConversation], key: jax.Array | None) -> list[tuple[Alternative, ...]]:
-        """All replies to each prompt, best first."""
-        tokenizer = self.checkpoint.tokenizer
-        ids, mask = _right_padded(encoded)
-        out = jax.device_get(
-            generate(self.checkpoint.model, self.checkpoint.params, ids, mask, config=self.generation_config, key=key)
-        )
-        return [
-            tuple(
-                Alternative(_presentable(tokenizer, ids[:length]), float(score))
-                for ids, length, score in zip(*row, strict=True)
-            )
-            for row in zip(out.sequences, out.lengths, out.scores, strict=True)
-        ]
+
+def _response(chat: Conversation, encoded: EncodedConversation, found: tuple[Alternative, ...]) -> Response:
+    best = found[0]
+    return Response(
+        text=best.text,
+        score=best.score,
+        conversation=chat.add("bot", best.text) if best.text else chat,
+        dropped_turns=encoded.dropped_turns,
+        dropped_tokens=encoded.dropped_tokens,
+        alternatives=found,
+    )
+
+
+def _refusal(refused: dict[int, Exception], count: int) -> str:
+    """What to say of inputs that cannot be answered, the first few of them by place."""
+    reasons = [f"inputs[{place}]: {error}" for place, error in list(refused.items())[:_NAMED]]
+    reasons += [f"and {len(refused) - _NAMED} more"] * (len(refused) > _NAMED)
+    return (
+        f"{len(refused)} of {count} inputs cannot be answered, and nothing was decoded: {'; '.join(reasons)}. Pass "
+        "on_refused=function(place, error) to answer the others and leave the replies to these empty"
+    )
 
 
 def _presentable(tokenizer: BlenderbotTokenizer | BlenderbotSmallTokenizer, ids: np.ndarray) -> str:
     """A reply as people write: the 90M model's tokens know no spaces, so those before punctuation are closed up."""
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True).strip()
-
-
-def _right_padded(encoded: Sequence[EncodedConversation]) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts as ids and mask, [B, S] int32 each."""
-    lengths = np.array([len(prompt.input_ids) for prompt in encoded])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.zeros(mask.shape, np.int32)
-    ids[mask] = np.concatenate([prompt.input_ids for prompt in encoded])
-    return ids, mask.astype(np.int32)
-
-
-def _by_length(encoded: Sequence[EncodedConversation], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches, shortest prompts first."""
-    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].input_ids))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]

@@ -6,16 +6,16 @@ Dropout and layerdrop are on exactly when `apply` is given `rngs={"dropout": key
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.cache import append
+from blenderbot_jax.attention import attention_weights, gather_values
+from blenderbot_jax.cache import Segments, append, by_beam, by_history
 from blenderbot_jax.config import BlenderbotConfig
+from blenderbot_jax.kernels import DType, matmul, precision_for
 
-DType = Any
 KeysValues = tuple[jax.Array, jax.Array]
 
 # 1.0 below the largest float16 by the margin of transformers' encoder, which clamps where float16 would overflow.
@@ -29,23 +29,6 @@ ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
 }
-
-
-def precision_for(dtype: DType) -> jax.lax.Precision | None:
-    """Full precision for float32, which GPUs and TPUs would otherwise cut short; the default for half precision."""
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-
-
-def matmul(x: jax.Array, kernel: Any, accumulate: DType = None) -> jax.Array:
-    """`x @ kernel`; a kernel that is not an array (packed, quantised, adapted) brings its own `__rmatmul__`.
-
-    `accumulate` is the dtype of the sums and of the result, that of `x` if None.
-    """
-    if not hasattr(kernel, "astype"):
-        product = kernel.__rmatmul__(x)
-        return product if accumulate is None else product.astype(accumulate)
-    precision = precision_for(x.dtype)
-    return jnp.matmul(x, kernel.astype(x.dtype), precision=precision, preferred_element_type=accumulate)
 
 
 def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
@@ -143,14 +126,6 @@ class Embedding(nn.Module):
         )
 
 
-def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax of scaled products in float32, [..., T, S]; masked keys get zero unless a row has no other."""
-    precision = precision_for(q.dtype)
-    scores = jnp.einsum("...th,...sh->...ts", q, k, precision=precision, preferred_element_type=jnp.float32)
-    scores = scores * q.shape[-1] ** -0.5
-    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
-
-
 class Attention(nn.Module):
     """Multi-head attention with biases on all four projections."""
 
@@ -190,25 +165,24 @@ class Attention(nn.Module):
         heads, weights = self.attend(self.queries(x), *self.keys_values(y), mask)
         return self.output(heads), weights
 
-    def over_shared(self, x: jax.Array, keys_values: KeysValues, mask: jax.Array) -> jax.Array:
-        """All beams over the same keys [B, N, S, H]: folded into the query axis, so that nothing is tiled by beam.
+    def over_source(self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+        """All beams over what their prompt shares: folded into the query axis, so that nothing is tiled by beam.
 
-        x is [B, K, T, D], mask broadcasts to [B, N, K * T, S].
+        x is [B, K, T, D], keys [B, N, H, S], values [B, N, S, H]; mask broadcasts to [B, N, K * T, S].
         """
         q = self.queries(x)
-        folded, _ = self.attend(q.reshape(*q.shape[:2], -1, q.shape[-1]), *keys_values, mask)
-        return self.output(folded.reshape(q.shape))
+        folded = q.reshape(*q.shape[:2], -1, q.shape[-1])
+        return self.output(gather_values(folded, (keys,), (values,), mask).reshape(q.shape))
 
-    def over_slots(self, x: jax.Array, slots: KeysValues, mask: jax.Array) -> jax.Array:
-        """Each beam over its own slots [B, N, K, C, H], or, where the mask says who owns what, over those of all beams.
+    def over_slots(self, x: jax.Array, keys: Segments, values: Segments, mask: jax.Array) -> jax.Array:
+        """Each beam over the slots of its history, or, where the mask says who owns what, over those of all beams.
 
-        x is [B, K, T, D], mask [T, C] or [B, 1, 1, T, C], or, over the slots of all beams, [B, 1, K * T, K * C].
+        x is [B, K, T, D], keys are segments [G, N, H, C' * J], values [G, N, C' * J, H]; the mask is
+        [G or 1, 1, T * J, C * J].
         """
-        if mask.ndim != 4:
-            return self.output(self.attend(self.queries(x), *slots, mask)[0])
-        B, N, K, C, H = slots[0].shape
-        keys, values = slots
-        return self.over_shared(x, (keys.reshape(B, N, K * C, H), values.reshape(B, N, K * C, H)), mask)
+        q = self.queries(x)
+        heads = gather_values(by_history(q, keys[0].shape[0]), keys, values, mask)
+        return self.output(by_beam(heads, q.shape))
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         split = x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
@@ -300,24 +274,26 @@ class DecoderLayer(TransformerLayer):
         return out, self_weights, cross_weights
 
     def cross_keys_values(self, encoded: jax.Array) -> KeysValues:
-        """[B, S, D] to the keys and values [B, N, S, H] that every step will attend to."""
-        return self.encoder_attn.keys_values(encoded)
+        """[B, S, D] to the keys [B, N, H, S] and values [B, N, S, H] that every step will attend to."""
+        keys, values = self.encoder_attn.keys_values(encoded)
+        return keys.swapaxes(2, 3), values
 
     def step(
         self,
         h: jax.Array,
-        self_slots: KeysValues,
+        self_slots: tuple[Segments, Segments],
         cross: KeysValues | None,
         length: jax.Array,
         self_mask: jax.Array,
         cross_mask: jax.Array,
-    ) -> tuple[jax.Array, KeysValues]:
+    ) -> tuple[jax.Array, tuple[Segments, Segments]]:
         """T new tokens for every beam.
 
         Args:
             h: [B, K, T, D].
-            self_slots: keys and values [B, N, K, C, H] written so far.
-            cross: keys and values [B, N, S, H] of the encoder's output, or None for a decoder that stands alone.
+            self_slots: segments of keys [G, N, H, C' * J] and of values [G, N, C' * J, H] written so far.
+            cross: keys [B, N, H, S] and values [B, N, S, H] of the encoder's output, or None for a decoder that stands
+                alone.
             length: scalar int32, slots written before.
             self_mask: as `Attention.over_slots` takes it.
             cross_mask: [B, 1, 1, S].
@@ -326,10 +302,9 @@ class DecoderLayer(TransformerLayer):
             The hidden states [B, K, T, D] and the slots with the new tokens written.
         """
         x = self.enter(self.self_attn_layer_norm, h)
-        new_keys, new_values = self.self_attn.keys_values(x)
-        slots = append(self_slots[0], new_keys, length), append(self_slots[1], new_values, length)
-        out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, slots, self_mask))
+        slots = append(*self_slots, self.self_attn.keys_values(x), length)
+        out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, *slots, self_mask))
         if cross is not None:
             x = self.enter(self.encoder_attn_layer_norm, out)
-            out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_shared(x, cross, cross_mask))
+            out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_source(x, *cross, cross_mask))
         return self.after_attention(out), slots

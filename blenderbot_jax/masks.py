@@ -64,12 +64,12 @@ def ancestry_mask(ancestry: jax.Array, visible: jax.Array) -> jax.Array:
 
     Args:
         ancestry: [B, K, C] integers: at each place of beam k's history, the beam whose slot holds it.
-        visible: [T, C] or [B, 1, 1, T, C] bool, as from `cache_mask`.
+        visible: [B or 1, T, C] bool, as from `cache_mask`.
 
     Returns:
-        [B, 1, K * T, K * C] bool over the slots of all beams of a prompt.
+        [B, 1, T * K, C * K] bool over the slots of all beams of a prompt; queries and slots by time, then by beam.
     """
     B, K, C = ancestry.shape
     T = visible.shape[-2]
-    owned = ancestry[:, :, None, None, :] == jnp.arange(K, dtype=ancestry.dtype)[:, None]
-    return (owned & visible.reshape(-1, 1, T, 1, C)).reshape(B, 1, K * T, K * C)
+    owned = ancestry[..., None] == jnp.arange(K, dtype=ancestry.dtype)
+    return (owned[:, None] & visible[:, :, None, :, None]).reshape(B, 1, T * K, C * K)

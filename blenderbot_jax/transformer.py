@@ -41,14 +41,16 @@ class Stack(nn.Module):
         return tuple(states), tuple(zip(*weights, strict=True))
 
     def cross_keys_values(self, encoded: jax.Array) -> tuple[States, States]:
-        """Keys and values of the encoder's output, L arrays [B, N, S, H] each."""
+        """Keys and values of the encoder's output, L arrays [B, N, H, S] and [B, N, S, H]."""
         pairs = [block.cross_keys_values(encoded) for block in self.blocks]
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
     def step(self, h: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         """h [B, K, T, D] through all layers, writing T tokens to the cache."""
         T = h.shape[2]
-        masks = self_attention_mask(cache, T), padding_mask(cache.source_mask)
+        # Made once a step: without the barrier XLA makes it anew in every layer, a kernel each on a GPU.
+        self_mask = jax.lax.optimization_barrier(self_attention_mask(cache, T))
+        masks = self_mask, padding_mask(cache.source_mask)
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             slots = cache.self_keys[i], cache.self_values[i]

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.generation import GenerationConfig
+from blenderbot_jax.generation import GenerationConfig, beam
 from blenderbot_jax.generation.beam import beam_search, top_continuations
 from blenderbot_jax.generation.plan import compile_config
+from blenderbot_jax.generation.ranking import best_first
 from blenderbot_jax.generation.sampling import Replies, decode_rows
 from blenderbot_jax.generation.task import Task
 
@@ -166,3 +167,33 @@ def test_what_has_ended_comes_before_places_not_filled_whatever_the_penalty(pena
 def test_a_penalty_that_leaves_the_numbers_of_float32_is_refused():
     with pytest.raises(ValueError, match=r"length_penalty=40.0: .* between 1e-30 and"):
         search(CHAIN, num_beams=2, length_penalty=40.0, max_length=12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_beams_own_best_and_its_end_are_all_that_a_step_needs(seed: int, monkeypatch: pytest.MonkeyPatch):
+    """The continuations of each beam by themselves against the best of all in one list, ties and barred tokens too."""
+    rng = np.random.default_rng(seed)
+    V, K = 12, 4
+    table = np.exp(rng.integers(-3, 1, (V, V)).astype(np.float64))
+    table[rng.random((V, V)) < 0.4] = 0
+    table[:, END] = rng.choice([0, 0.1, 1.0], V)
+    settings = {"num_beams": K, "num_return_sequences": K, "max_length": 9, "no_repeat_ngram_size": 2, "B": 2}
+    settings |= {"early_stopping": bool(seed % 2), "length_penalty": [0.0, 1.0, 2.0, -1.0][seed]}
+    each = search(table, **settings)
+    monkeypatch.setattr(beam, "_all_but_ends_run_on", lambda *args: False)
+    listed = search(table, **settings)
+    for one, other in zip(jax.tree.leaves(each), jax.tree.leaves(listed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_entries_are_ordered_by_one_key_after_the_other_and_the_earlier_of_equals_first():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 3, (2, 2, 30)).astype(np.float32)
+    first[0, :4] = -np.inf
+    expected = [np.lexsort((np.arange(30), -b, -a))[:7] for a, b in zip(first, second, strict=True)]
+    np.testing.assert_array_equal(best_first(jnp.asarray(first), jnp.asarray(second), count=7), expected)
+
+
+def test_more_leaders_than_entries_are_refused():
+    with pytest.raises(ValueError, match="a row of 3 entries has no first 4"):
+        best_first(jnp.zeros((1, 3)), count=4)

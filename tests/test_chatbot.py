@@ -74,8 +74,35 @@ def test_wrong_arguments_of_replies_are_refused(bot):
         bot.replies("Hi!")
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         bot.replies(["Hi!"], batch_size=0)
-    with pytest.raises(ValueError, match="must not be empty"):
-        bot.replies(["Hi!", " "])
+
+
+def test_inputs_that_cannot_be_answered_are_refused_by_place_before_anything_is_decoded(bot):
+    counts = []
+    with pytest.raises(ValueError, match=r"2 of 3 inputs .* inputs\[1\]: .* empty; inputs\[2\]: .* string, not int"):
+        bot.replies(["Hi!", " ", 7], on_progress=counts.append)
+    assert counts == []
+    with pytest.raises(ValueError, match=r"inputs\[4\]: .* empty; and 15 more"):
+        bot.replies([""] * 20)
+
+
+def test_refused_inputs_leave_the_others_in_their_places(bot):
+    refused, counts = {}, []
+    inputs = ["Hi!", " ", TEXTS[0], Conversation()]
+    replies = bot.replies(inputs, on_refused=refused.__setitem__, on_progress=counts.append)
+    assert replies == [bot.reply("Hi!"), "", bot.reply(TEXTS[0]), ""]
+    assert list(refused) == [1, 3]
+    assert "must not be empty" in str(refused[1])
+    assert "no turns yet" in str(refused[3])
+    assert sum(counts) == 2
+
+
+def test_conversations_are_answered_together_as_one_by_one(bot):
+    chats = [Conversation().add("user", TEXTS[0]).add("bot", "Oh?").add("user", text) for text in TEXTS[1:4]]
+    chats.append(Conversation(persona="i love hiking.").add("user", "Hi!"))
+    for one, chat in zip(bot.responses(chats), chats, strict=True):
+        alone = bot.respond(chat)
+        assert (one.text, one.conversation) == (alone.text, alone.conversation)
+        assert one.score == pytest.approx(alone.score, rel=1e-4)
 
 
 def test_respond_adds_the_reply_as_a_turn(bot):
@@ -107,8 +134,16 @@ def test_sampling_repeats_with_its_key_and_varies_with_another(sampling_bot):
     assert len({sampling_bot.reply("Hi!", key=jax.random.key(seed)) for seed in range(8)}) > 1
 
 
-def test_equal_utterances_of_different_batches_draw_differently(sampling_bot):
-    assert len(set(sampling_bot.replies(["Hi!"] * 8, batch_size=1, key=jax.random.key(0)))) > 1
+def test_equal_utterances_draw_differently_and_the_same_however_they_are_packed(sampling_bot):
+    key = jax.random.key(0)
+    replies = sampling_bot.replies(["Hi!"] * 8, batch_size=1, key=key)
+    assert len(set(replies)) > 1
+    assert sampling_bot.replies(["Hi!"] * 8, batch_size=4, key=key) == replies
+    # Nor does it matter what else is in the list.
+    others = ["Hi!", *TEXTS, "Hi!"]
+    assert sampling_bot.replies(others, batch_size=4, key=key)[0] == replies[0] == sampling_bot.reply("Hi!", key=key)
+    refused = [" ", *["Hi!"] * 7]
+    assert sampling_bot.replies(refused, batch_size=4, key=key, on_refused=lambda *_: None)[1:] == replies[1:]
 
 
 def test_a_key_goes_with_sampling_and_only_with_it(bot, sampling_bot):

@@ -48,12 +48,12 @@ def test_cache_mask_of_two_tokens_after_three():
 def test_ancestry_mask_follows_each_beam_through_the_slots_it_descends_from():
     # Beam 0 was beam 1 in its first step; beam 1 was beam 0 in its second; slots 2 and 3 are each one's own.
     ancestry = jnp.array([[[1, 0, 0, 0], [1, 0, 1, 1]]])
-    mask = ancestry_mask(ancestry, cache_mask(jnp.int32(2), 1, 4))
+    mask = ancestry_mask(ancestry, cache_mask(jnp.int32(2), 1, 4)[None])
     assert mask.shape == (1, 1, 2, 8)
-    assert picture(mask[0, 0]) == ["01101000", "01001010"]
+    assert picture(mask[0, 0]) == ["01101000", "01100100"]
 
 
 def test_ancestry_mask_of_several_tokens_keeps_their_order():
     ancestry = jnp.array([[[0, 0, 0], [0, 1, 1]]])
-    mask = ancestry_mask(ancestry, cache_mask(jnp.int32(1), 2, 3))
-    assert picture(mask[0, 0]) == ["110000", "111000", "100010", "100011"]
+    mask = ancestry_mask(ancestry, cache_mask(jnp.int32(1), 2, 3)[None])
+    assert picture(mask[0, 0]) == ["101000", "100100", "101010", "100101"]

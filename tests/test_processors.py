@@ -363,7 +363,7 @@ def test_no_rule_makes_an_array_of_the_square_of_the_vocabulary():
     assert max(sizes(jaxpr.jaxpr)) <= 8 * 4096
 
 
-@pytest.mark.parametrize("name", ["step", "plan"])
+@pytest.mark.parametrize("name", ["step", "plan", "ranking"])
 def test_docstring_examples_print_what_they_show(name: str):
     module = importlib.import_module(f"blenderbot_jax.generation.{name}")
     result = doctest.testmod(module, extraglobs={"jnp": jnp})

@@ -5,7 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli.options import load_bot, model_and_decoding, standard_input
+from blenderbot_jax.cli.warming import Warming
 from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.files import write_text
 
@@ -48,20 +49,31 @@ def chat(persona: tuple[str, ...], **options: Any) -> None:
     lines = _typed(console)
     _say(console, f"Loading {options['name']}.", "dim")
     bot, key = load_bot(**options)
-    _say(console, "Say something, or /help. The first reply takes longer: it compiles.", "dim")
-    for line in lines:
-        if line in ("/quit", "/exit"):
-            return
-        if line.startswith("/"):
-            conversation = _obey(line, conversation, console)
-        elif line:
-            try:
-                conversation = _answer(bot, conversation.add("user", line), key, console)
-            except ValueError as error:
-                # Such as a persona that leaves no room: what was said so far must not be lost over it.
-                _say(console, str(error), "red")
-            except KeyboardInterrupt:
-                _say(console, "stopped; your turn is forgotten", "dim")
+    bot = bot.prepared()
+    _say(console, "Say something, or /help. The first reply of each length may take longer: it compiles.", "dim")
+    # Somebody who types leaves time to compile in; a pipe does not.
+    with Warming(bot, conversation) if _types() else nullcontext():
+        for line in lines:
+            if line in ("/quit", "/exit"):
+                return
+            if line.startswith("/"):
+                conversation = _obey(line, conversation, console)
+            elif line:
+                conversation = _attempt(bot, conversation, line, key, console)
+
+
+def _attempt(
+    bot: Chatbot, conversation: Conversation, line: str, key: jax.Array | None, console: Console
+) -> Conversation:
+    """Answer a line; the conversation after it, or as it was if there is no answer."""
+    try:
+        return _answer(bot, conversation.add("user", line), key, console)
+    except ValueError as error:
+        # Such as a persona that leaves no room: what was said so far must not be lost over it.
+        _say(console, str(error), "red")
+    except KeyboardInterrupt:
+        _say(console, "stopped; your turn is forgotten", "dim")
+    return conversation
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
@@ -73,7 +85,11 @@ def _typed(console: Console) -> Iterator[str]:
     """The lines of standard input, without surrounding white space, until it ends."""
     if sys.stdin is None:
         raise click.UsageError("chat reads standard input, which is closed")
-    return _from_keyboard(console) if sys.stdin.isatty() else _from_pipe(console)
+    return _from_keyboard(console) if _types() else _from_pipe(console)
+
+
+def _types() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _from_keyboard(console: Console) -> Iterator[str]:

@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich import box
 from rich.table import Table
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from blenderbot_jax.attribution import METHODS, Method, attribution
 from blenderbot_jax.checks import check_positions
-from blenderbot_jax.cli.options import model_options, output_console
+from blenderbot_jax.cli.options import load_checkpoint, model_options, output_console
 from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.generation import generate
 from blenderbot_jax.plotting import check_picture, plot_attribution
@@ -69,10 +69,7 @@ def explain(
     method: Method,
     top: int,
     picture: Path | None,
-    name: str,
-    dtype: str,
-    revision: str | None,
-    local_only: bool,
+    **loading: Any,
 ) -> None:
     """Show how likely each token of REPLY is after CONTEXT, and which tokens of the context moved it most.
 
@@ -91,9 +88,7 @@ def explain(
     chat = Conversation().add("user", context)
     if picture is not None:
         _check_picture(picture)
-    checkpoint = Checkpoint.from_pretrained(
-        name, dtype=jnp.dtype(dtype), revision=revision, local_files_only=local_only
-    )
+    checkpoint = load_checkpoint(**loading)
     console = output_console()
     explanation = _explain(checkpoint, _context_ids(checkpoint, chat), reply, method)
     console.print(_shaded(explanation))

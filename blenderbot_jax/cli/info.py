@@ -1,5 +1,6 @@
 """`blenderbot-jax info`: what a checkpoint is, and the memory it takes."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.text import Text
 from blenderbot_jax.checkpoint import CheckpointError
 from blenderbot_jax.checkpoint.folder import tensor_entries, weights_in
 from blenderbot_jax.cli.options import DTYPES, hub_options, output_console
+from blenderbot_jax.cli.programs import ENVIRONMENT, program_cache
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.conversion import expected_tree, model_class, model_name, parameter_count, read_config
 from blenderbot_jax.generation import GenerationConfig
@@ -31,7 +33,8 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 )
 @hub_options
 def info(name: str, dtype: str, revision: str | None, local_only: bool) -> None:
-    """Show the architecture of the checkpoint NAME, its size, its weight files, and the cache it decodes with.
+    """Show the architecture of the checkpoint NAME, its size, its weight files, the cache it decodes with, and
+    where compiled programs are kept.
 
     A config.json is enough: no weights are read, and of a name on the hub none are fetched. Of weight files that are
     there, the table of contents is read.
@@ -50,6 +53,8 @@ def info(name: str, dtype: str, revision: str | None, local_only: bool) -> None:
     console.print(Text(f"memory of the decoder's cache, num_beams {beams}{prompt}, {dtype}"))
     console.print(_cache(config, beams, dtype))
     console.print(_devices())
+    # Text alone is never broken, so that the folder can be copied.
+    console.print(Text(f"compiled programs: {program_cache(os.environ.get(ENVIRONMENT))}"), soft_wrap=True)
 
 
 def _model(name: str, folder: Path, config: BlenderbotConfig) -> Table:

@@ -7,9 +7,11 @@ from blenderbot_jax.cli.chat import chat
 from blenderbot_jax.cli.convert import convert
 from blenderbot_jax.cli.errors import OneLineGroup
 from blenderbot_jax.cli.explain import explain
+from blenderbot_jax.cli.export import export
 from blenderbot_jax.cli.info import info
 from blenderbot_jax.cli.reply import reply
 from blenderbot_jax.cli.verify import verify
+from blenderbot_jax.cli.warm_up import warm_up
 
 
 @click.group(cls=OneLineGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,5 +30,5 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (reply, chat, explain, convert, verify, info):
+for command in (reply, chat, explain, convert, export, warm_up, verify, info):
     main.add_command(command)

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from blenderbot_jax.chatbot import Chatbot
+from blenderbot_jax.cli.programs import program_cache_option
+from blenderbot_jax.generation import GenerationConfig
+from blenderbot_jax.pretrained import Checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Option name -> (field of GenerationConfig, type, help).
@@ -39,6 +42,11 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; it receives them as keywords and passes them to `load_bot`."""
+    return model_options(decoding_options(command))
+
+
+def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how to decode: fields of `GenerationConfig`, and `seed`."""
     for flag, (field, kind, text) in reversed(_DECODING.items()):
         type_ = {} if kind is bool else {"type": kind}
         command = click.option(flag, field, default=None, help=text, **type_)(command)
@@ -49,14 +57,19 @@ def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default="0",
         help="With --sample: where chance begins.",
     )
-    return model_options(seed(command))
+    return seed(command)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that say which model to load: `name`, `dtype`, `revision` and `local_only`."""
+    """Add the options that say which model to load and how: `name`, and those of `loading_options`."""
     name = click.option("--model", "name", default="demo", show_default=True, help="Folder, hub name, or demo.")
+    return name(loading_options(command))
+
+
+def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how a model is loaded; a command passes them to `load_checkpoint` as they are."""
     dtype = click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision.")
-    return name(dtype(hub_options(command)))
+    return dtype(hub_options(program_cache_option(command)))
 
 
 def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,21 +98,30 @@ def output_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=120)
 
 
-def load_bot(
-    *, name: str, dtype: str, revision: str | None, local_only: bool, seed: int, **decoding: Any
-) -> tuple[Chatbot, jax.Array | None]:
+def load_checkpoint(*, name: str, dtype: str, revision: str | None, local_only: bool) -> Checkpoint:
+    """The checkpoint that `model_options` describe."""
+    return Checkpoint.from_pretrained(name, dtype=jnp.dtype(dtype), revision=revision, local_files_only=local_only)
+
+
+def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
     """The bot that the options describe, and the key it draws with (None if it does not sample)."""
-    bot = Chatbot.from_pretrained(name, dtype=jnp.dtype(dtype), revision=revision, local_files_only=local_only)
+    seed = options.pop("seed")
+    decoding = {field: options.pop(field) for field, _, _ in _DECODING.values()}
+    checkpoint = load_checkpoint(**options)
+    config = decoding_config(checkpoint.generation_config, decoding)
+    return Chatbot(checkpoint, config), jax.random.key(seed) if config.do_sample else None
+
+
+def decoding_config(config: GenerationConfig, decoding: dict[str, Any]) -> GenerationConfig:
+    """A checkpoint's configuration, changed by what was given of the decoding options (None where one was not)."""
     changes = {field: value for field, value in decoding.items() if value is not None}
     if changes.get("do_sample") and "num_beams" not in changes:
         changes["num_beams"] = 1
-    bot = bot.configured(**changes)
-    if bot.generation_config.do_sample:
-        return bot, jax.random.key(seed)
+    config = config.replace(**changes)
     for flag, (field, _, _) in _DECODING.items():
-        if field in _SAMPLING and field in changes:
+        if field in _SAMPLING and field in changes and not config.do_sample:
             raise click.UsageError(f"{flag} has no effect unless replies are drawn at random: add --sample")
-    return bot, None
+    return config
 
 
 def standard_input(errors: str) -> TextIO:

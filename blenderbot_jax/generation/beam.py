@@ -4,6 +4,9 @@ The arithmetic and its order are those of transformers 5 (`generation/utils.py`,
 max(2, 1 + E) * K continuations of each prompt; those that end and rank among the first K may enter the finished list
 with their length-normalised score; the best K that do not end run on. Beam sampling draws those continuations instead,
 without replacement, from the softmax of the scores of all beams together.
+
+Running and finished hypotheses stand in the same arrays, and a step makes each new one from an old one, with or without
+one more token: one gather a step moves them all.
 """
 
 import dataclasses
@@ -15,7 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from blenderbot_jax.generation.plan import Plan
-from blenderbot_jax.generation.sampling import Replies, StepFunction
+from blenderbot_jax.generation.ranking import TOP_K_KERNEL, best_first, pick
+from blenderbot_jax.generation.sampling import GrowFunction, Replies, StepFunction, loop_in_segments, prompt_keys
+from blenderbot_jax.generation.step import among
 from blenderbot_jax.generation.task import Task
 
 # reorder(cache, parents [B, K]) -> cache
@@ -27,24 +32,53 @@ _NEVER = -1.0e9
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Beams:
-    """Some hypotheses per prompt; M of them."""
+    """Some hypotheses per prompt, M of them, all that is known of one in one row."""
 
-    tokens: jax.Array
-    """[B, M, C] int32."""
-    log_probs: jax.Array
-    """[B, M, C] float32, one per token."""
-    scores: jax.Array
-    """[B, M] float32: summed log-probabilities while running, length-normalised once finished."""
-    lengths: jax.Array
-    """[B, M] int32, start token included."""
-    done: jax.Array
-    """[B, M] bool: the hypothesis has ended."""
+    rows: jax.Array
+    """[B, M, 2 C + 3] int32: tokens, the bits of their float32 log-probabilities, those of the score, length, done."""
 
-    def take(self, rows: jax.Array) -> "Beams":
-        """The hypotheses at `rows` [B, M']."""
-        return jax.tree.map(
-            lambda leaf: jnp.take_along_axis(leaf, rows.reshape(rows.shape + (1,) * (leaf.ndim - 2)), axis=1), self
-        )
+    @property
+    def tokens(self) -> jax.Array:
+        """[B, M, C] int32."""
+        return self.rows[..., : self._capacity]
+
+    @property
+    def log_probs(self) -> jax.Array:
+        """[B, M, C] float32, one per token."""
+        return _floats(self.rows[..., self._capacity : -3])
+
+    @property
+    def scores(self) -> jax.Array:
+        """[B, M] float32: summed log-probabilities while running, length-normalised once finished."""
+        return _floats(self.rows[..., -3])
+
+    @property
+    def lengths(self) -> jax.Array:
+        """[B, M] int32, start token included."""
+        return self.rows[..., -2]
+
+    @property
+    def done(self) -> jax.Array:
+        """[B, M] bool: the hypothesis has ended."""
+        return self.rows[..., -1] != 0
+
+    @property
+    def _capacity(self) -> int:
+        return (self.rows.shape[-1] - 3) // 2
+
+
+def _beams(tokens: jax.Array, log_probs: jax.Array, scores: jax.Array, lengths: jax.Array, done: jax.Array) -> Beams:
+    """Hypotheses from their parts, in the shapes that `Beams` gives them back in."""
+    ends = jnp.stack([_bits(scores), jnp.broadcast_to(lengths, scores.shape), done.astype(jnp.int32)], axis=-1)
+    return Beams(jnp.concatenate([tokens, _bits(log_probs), ends], axis=-1))
+
+
+def _bits(values: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(values, jnp.int32)
+
+
+def _floats(bits: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -54,19 +88,61 @@ class BeamState:
 
     length: jax.Array
     """Scalar int32: tokens of the running beams, prompt included."""
-    running: Beams
-    """K beams that are being extended."""
-    finished: Beams
-    """The K best ended hypotheses so far, best first; places not yet filled score -1e9 and are not done."""
+    beams: Beams
+    """The K that are being extended, then the K best ended ones so far, best first; places that none has filled yet
+    score -1e9 and are not done."""
     improvable: jax.Array
     """[B] bool: a running beam may still beat a finished one; once False it stays so."""
     exhausted: jax.Array
     """Scalar bool: every continuation of every prompt has ended."""
     cache: Any
 
+    @property
+    def running(self) -> Beams:
+        """K hypotheses per prompt."""
+        return Beams(self.beams.rows[:, : self.beams.rows.shape[1] // 2])
+
+    @property
+    def finished(self) -> Beams:
+        """K hypotheses per prompt."""
+        return Beams(self.beams.rows[:, self.beams.rows.shape[1] // 2 :])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Successors:
+    """What may stand in the next step's places: m per prompt, each an old hypothesis with or without one more token."""
+
+    sources: jax.Array
+    """[B, m] int32, which of the 2 K hypotheses it continues."""
+    grows: jax.Array
+    """[B, m] bool: with one more token."""
+    tokens: jax.Array
+    """[B, m] int32, that token."""
+    log_probs: jax.Array
+    """[B, m] float32, its log-probability."""
+    scores: jax.Array
+    """[B, m] float32."""
+    done: jax.Array
+    """[B, m] bool."""
+
+    def at(self, places: jax.Array) -> "Successors":
+        """Those at `places` [B, m']."""
+        return jax.tree.map(lambda leaf: pick(leaf, places), self)
+
+    def then(self, others: "Successors") -> "Successors":
+        """These, and the others behind them."""
+        return jax.tree.map(lambda mine, other: jnp.concatenate([mine, other], axis=1), self, others)
+
 
 def beam_search(
-    step: StepFunction, reorder: ReorderFunction, cache: Any, task: Task, plan: Plan, key: jax.Array | None = None
+    step: StepFunction,
+    reorder: ReorderFunction,
+    cache: Any,
+    task: Task,
+    plan: Plan,
+    key: jax.Array | None = None,
+    grow: GrowFunction | None = None,
 ) -> Replies:
     """Find the K best replies of each prompt.
 
@@ -76,8 +152,9 @@ def beam_search(
         cache: what they take and give back; it holds all but the last token of the prompt.
         task: what to decode.
         plan: how; `plan.rows` is K.
-        key: a `jax.random.key` to draw continuations with; None takes the best. Prompt b draws from its own stream,
-            whatever else is in the batch.
+        key: a `jax.random.key`, or [B] of them, one per prompt, to draw continuations with; None takes the best. Prompt
+            b draws from its own stream, whatever else is in the batch.
+        grow: (cache, capacity) -> cache, for a cache that begins with the first of the plan's segments.
 
     Returns:
         K replies per prompt, best first.
@@ -91,23 +168,24 @@ def beam_search(
         return state.improvable.any() & open_ended & ~state.exhausted & (state.length < plan.capacity)
 
     def advance(state: BeamState) -> BeamState:
-        last = jax.lax.dynamic_index_in_dim(state.running.tokens, state.length - 1, axis=2, keepdims=False)
+        tokens = state.running.tokens
+        last = jax.lax.dynamic_index_in_dim(tokens, state.length - 1, axis=2, keepdims=False)
         logits, cache = step(last, state.cache)
-        log_probs = task.bend(jax.nn.log_softmax(logits), state.running.tokens, state.length, plan)
-        candidates, parents = _extend(state, log_probs, task, plan, key)
-        running, parents = _keep_running(candidates, parents, plan.rows)
-        finished = _keep_finished(state, candidates, task, plan.rows)
+        log_probs = task.bend(jax.nn.log_softmax(logits), tokens, state.length, plan)
+        candidates, first, on = _extend(state, log_probs, task, plan, key)
+        running = candidates.at(on)
+        running = dataclasses.replace(running, scores=_behind_if_done(running))
+        finished = _keep_finished(state, candidates.at(first), task)
         state = BeamState(
             length=state.length + 1,
-            running=running,
-            finished=finished,
+            beams=_grown(state, running.then(finished)),
             improvable=state.improvable,
             exhausted=(candidates.done | ~valid[:, None]).all(),
-            cache=reorder(cache, parents),
+            cache=reorder(cache, running.sources),
         )
         return dataclasses.replace(state, improvable=_still_improvable(state, task))
 
-    end = jax.lax.while_loop(unfinished, advance, _start(cache, task, plan))
+    end = loop_in_segments(unfinished, advance, _start(cache, task, plan), plan, grow)
     best = end.finished
     kept = jnp.arange(plan.capacity) < best.lengths[..., None]
     tokens = jnp.where(kept, best.tokens, settings.pad_token[:, None, None])
@@ -115,40 +193,83 @@ def beam_search(
 
 
 def _start(cache: Any, task: Task, plan: Plan) -> BeamState:
-    tokens = task.first_tokens(plan)
+    tokens = jnp.tile(task.first_tokens(plan), (1, 2, 1))
     rows = tokens.shape[:2]
-    none = jnp.full(rows, _NEVER, jnp.float32)
-    beams = Beams(
-        tokens=tokens,
-        log_probs=jnp.zeros(tokens.shape, jnp.float32),
-        scores=none,
-        lengths=jnp.broadcast_to(task.prompt_length, rows),
-        done=jnp.zeros(rows, bool),
-    )
     # Only the first beam counts at first: the others are the same hypothesis.
-    running = dataclasses.replace(beams, scores=none.at[:, 0].set(0))
-    return BeamState(task.prompt_length, running, beams, improvable=task.valid, exhausted=jnp.array(False), cache=cache)
+    scores = jnp.full(rows, _NEVER, jnp.float32).at[:, 0].set(0)
+    beams = _beams(tokens, jnp.zeros(tokens.shape, jnp.float32), scores, task.prompt_length, jnp.zeros(rows, bool))
+    return BeamState(task.prompt_length, beams, improvable=task.valid, exhausted=jnp.array(False), cache=cache)
 
 
 def _extend(
     state: BeamState, log_probs: jax.Array, task: Task, plan: Plan, key: jax.Array | None
-) -> tuple[Beams, jax.Array]:
-    """The best (or drawn) continuations, max(2, 1 + E) * K per prompt in order, and the beams they extend."""
-    count = max(2, 1 + task.settings.eos_tokens.shape[-1]) * plan.rows
+) -> tuple[Successors, jax.Array, jax.Array]:
+    """Continuations of the running beams, and which of them matter.
+
+    Returns:
+        The continuations [B, m], their scores summed log-probabilities; the places [B, K] of those that rank first; and
+        the places [B, K] of those that run on, the best that have not ended. Both best first.
+    """
+    if key is None and _all_but_ends_run_on(log_probs, task, plan):
+        return _extend_each(state, log_probs, task, plan)
+    K, count = plan.rows, max(2, 1 + task.settings.eos_tokens.shape[-1]) * plan.rows
     totals = log_probs + state.running.scores[..., None]
     # Adding Gumbel noise and taking the best draws without replacement, in the order of drawing.
     ranked = totals if key is None else totals + _noise(key, state.length, totals)
     best, parents, chosen = top_continuations(ranked, count)
     places = parents * log_probs.shape[-1] + chosen
-    grown = state.running.take(parents)
-    tokens = grown.tokens.at[:, :, state.length].set(chosen)
-    return Beams(
-        tokens=tokens,
-        log_probs=grown.log_probs.at[:, :, state.length].set(_picked(log_probs, places)),
-        scores=best if key is None else _picked(totals, places),
-        lengths=jnp.full_like(parents, 1) * (state.length + 1),
-        done=task.ended(tokens, state.length + 1, plan),
-    ), parents
+    tokens = pick(state.running.tokens, parents).at[:, :, state.length].set(chosen)
+    done = task.ended(tokens, state.length + 1, plan)
+    scores = best if key is None else _picked(totals, places)
+    candidates = _continuing(parents, chosen, _picked(log_probs, places), scores, done)
+    first = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32), (len(parents), K))
+    return candidates, first, best_first(_behind_if_done(candidates), count=K)
+
+
+def _all_but_ends_run_on(log_probs: jax.Array, task: Task, plan: Plan) -> bool:
+    """Whether a hypothesis ends in one end token or for all alike, so that K continuations of a beam are enough."""
+    V, E = log_probs.shape[-1], task.settings.eos_tokens.shape[-1]
+    return not plan.stops and E <= 1 and plan.rows <= min(TOP_K_KERNEL, V - E)
+
+
+def _extend_each(
+    state: BeamState, log_probs: jax.Array, task: Task, plan: Plan
+) -> tuple[Successors, jax.Array, jax.Array]:
+    """As `_extend`, from the best K continuations of each beam that do not end, and the one that does.
+
+    Those that run on are among the former, and the first K are among both. Nothing is lost against the best 2 K of all,
+    and no row is asked for more than a GPU's kernel finds.
+    """
+    B, K, V = log_probs.shape
+    running, eos = state.running, task.settings.eos_tokens
+    # Barred tokens come before the end token, which stands apart.
+    finite = jnp.maximum(log_probs + running.scores[..., None], jnp.finfo(jnp.float32).min)
+    best = jax.lax.top_k(jnp.where(among(eos, V), -jnp.inf, finite), K)[1]
+    chosen = jnp.concatenate([best, jnp.broadcast_to(eos[:, None], (B, K, eos.shape[-1]))], axis=-1)
+    chosen_log_probs = jnp.take_along_axis(log_probs, chosen, axis=-1, mode="clip")
+    totals = (chosen_log_probs + running.scores[..., None]).reshape(B, -1)
+    parents = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32)[:, None], chosen.shape).reshape(B, -1)
+    chosen = chosen.reshape(B, -1)
+    # Only the last token matters where there are no stop sequences.
+    replies = jnp.broadcast_to(chosen[..., None], (*chosen.shape, plan.capacity))
+    done = task.ended(replies, state.length + 1, plan)
+    candidates = _continuing(parents, chosen, chosen_log_probs.reshape(B, -1), totals, done)
+    # Two orders at once: of all, and with what has ended behind. Of equal scores the earlier beam comes first, then the
+    # lower token.
+    behind = done[:, None] & jnp.array([False, True])[:, None]
+    keys = totals[:, None] + jnp.where(behind, _NEVER, 0.0)
+    first, on = jnp.moveaxis(best_first(keys, totals[:, None], -(parents * V + chosen)[:, None], count=K), 1, 0)
+    return candidates, first, on
+
+
+def _continuing(
+    parents: jax.Array, tokens: jax.Array, log_probs: jax.Array, scores: jax.Array, done: jax.Array
+) -> Successors:
+    return Successors(parents, jnp.ones_like(done), tokens, log_probs, scores, done)
+
+
+def _behind_if_done(candidates: Successors) -> jax.Array:
+    return candidates.scores + jnp.where(candidates.done, _NEVER, 0.0)
 
 
 def _picked(scores: jax.Array, places: jax.Array) -> jax.Array:
@@ -159,7 +280,7 @@ def _picked(scores: jax.Array, places: jax.Array) -> jax.Array:
 def _noise(key: jax.Array, length: jax.Array, scores: jax.Array) -> jax.Array:
     """Gumbel noise over [B, K, V]; a prompt's own depends on its place and on nothing else in the batch."""
     B, *shape = scores.shape
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(key, row), length))(jnp.arange(B))
+    keys = jax.vmap(jax.random.fold_in, (0, None))(prompt_keys(key, B), length)
     return jax.vmap(lambda one: jax.random.gumbel(one, shape, scores.dtype))(keys)
 
 
@@ -184,25 +305,39 @@ def top_continuations(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Arr
     return best, places // within.shape[-1], chosen
 
 
-def _keep_running(candidates: Beams, parents: jax.Array, K: int) -> tuple[Beams, jax.Array]:
-    """The K best candidates that have not ended, and the beams they extend."""
-    scores = candidates.scores + jnp.where(candidates.done, _NEVER, 0.0)
-    best, rows = jax.lax.top_k(scores, K)
-    return dataclasses.replace(candidates.take(rows), scores=best), jnp.take_along_axis(parents, rows, axis=1)
-
-
-def _keep_finished(state: BeamState, candidates: Beams, task: Task, K: int) -> Beams:
-    """The K best of the finished hypotheses and the candidates that end among the first K."""
-    normalised = candidates.scores / _divisor(task, state.length + 1)[:, None]
-    may_enter = candidates.done & (jnp.arange(candidates.done.shape[1]) < K)
-    closed = (state.finished.done.all(axis=1) & task.settings.stop_when_full)[:, None]
-    for barred in (closed, ~state.improvable[:, None], ~may_enter):
+def _keep_finished(state: BeamState, first: Successors, task: Task) -> Successors:
+    """The K best of the finished hypotheses and those of the first K candidates that end."""
+    old, K = state.finished, first.scores.shape[1]
+    normalised = first.scores / _divisor(task, state.length + 1)[:, None]
+    closed = (old.done.all(axis=1) & task.settings.stop_when_full)[:, None]
+    for barred in (closed, ~state.improvable[:, None], ~first.done):
         normalised = normalised + jnp.where(barred, _NEVER, 0.0)
-    entering = dataclasses.replace(candidates, scores=normalised, done=may_enter)
-    both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, entering)
+    rows = jnp.broadcast_to(jnp.arange(K, 2 * K, dtype=jnp.int32), old.done.shape)
+    stay = Successors(
+        sources=rows,
+        grows=jnp.zeros_like(old.done),
+        tokens=jnp.zeros_like(rows),
+        log_probs=jnp.zeros_like(old.scores),
+        scores=old.scores,
+        done=old.done,
+    )
+    both = stay.then(dataclasses.replace(first, scores=normalised))
     # Whatever its score, a hypothesis that has ended comes before a place that is not yet filled.
-    ranked = jnp.where(both.done, both.scores, -jnp.inf)
-    return both.take(jax.lax.top_k(ranked, K)[1])
+    return both.at(best_first(jnp.where(both.done, both.scores, -jnp.inf), count=K))
+
+
+def _grown(state: BeamState, successors: Successors) -> Beams:
+    """The hypotheses of the next step."""
+    grows = successors.grows
+    old = Beams(pick(state.beams.rows, successors.sources))
+    here = grows[..., None] & (jnp.arange(old.tokens.shape[-1]) == state.length)
+    return _beams(
+        tokens=jnp.where(here, successors.tokens[..., None], old.tokens),
+        log_probs=jnp.where(here, successors.log_probs[..., None], old.log_probs),
+        scores=successors.scores,
+        lengths=jnp.where(grows, state.length + 1, old.lengths),
+        done=successors.done,
+    )
 
 
 def _still_improvable(state: BeamState, task: Task) -> jax.Array:

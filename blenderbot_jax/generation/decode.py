@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.cache import expand_beams, over_caches, reorder, rewind
+from blenderbot_jax.cache import expand_beams, grow, over_caches, reorder, rewind
 from blenderbot_jax.generation.beam import beam_search
 from blenderbot_jax.generation.inputs import Inputs
 from blenderbot_jax.generation.plan import Plan
@@ -30,15 +30,19 @@ def decode(
         embeds = {} if inputs.source_embeds is None else {"inputs_embeds": inputs.source_embeds}
         encoded = model.apply(variables, inputs.source_ids, inputs.source_mask, method="encode", **embeds)
     cache = _begin(model, plan, variables, encoded, inputs, task)
+    positions = model.config.max_position_embeddings
+
+    def grow_all(cache: Any, capacity: int) -> Any:
+        return over_caches(lambda one: grow(one, min(capacity, positions)), cache)
 
     def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         logits, cache = model.apply(variables, tokens[:, :, None], cache, method="decode_step")
         return logits[:, :, 0], cache
 
     if plan.mode in ("beam", "beam_sample"):
-        replies = beam_search(step, _reorder_all, cache, task, plan, key)
+        replies = beam_search(step, _reorder_all, cache, task, plan, key, grow_all)
     else:
-        replies = decode_rows(step, cache, task, plan, key)
+        replies = decode_rows(step, cache, task, plan, key, grow_all)
     replies = jax.tree.map(lambda leaf: leaf[:, : plan.returned], replies)
     return replies, record(model, plan, variables, encoded, inputs, task, replies)
 
@@ -46,7 +50,9 @@ def decode(
 def _begin(model: Any, plan: Plan, variables: Any, encoded: Any, inputs: Inputs, task: Task) -> Any:
     """A cache that has read all but the last token of what replies begin with."""
     B, _, W = inputs.shape
-    room = min(plan.capacity, model.config.max_position_embeddings)
+    # The prompt is read into the first segment.
+    first = next(capacity for capacity in (*plan.segments, plan.capacity) if capacity >= min(W, plan.capacity))
+    room = min(first, model.config.max_position_embeddings)
     beams = plan.mode in ("beam", "beam_sample") and plan.rows > 1
     options: dict[str, Any] = {} if encoded is not None else {"batch": B}
     if inputs.prompt_mask is not None:

@@ -1,24 +1,23 @@
 """generate: from a caller's prompts to replies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from blenderbot_jax.checks import Refusals, as_array, concrete, refuse_arguments
+from blenderbot_jax.checks import Refusals, concrete, refuse_arguments
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation.config import GenerationConfig
 from blenderbot_jax.generation.decode import decode
-from blenderbot_jax.generation.inputs import Inputs, causal_inputs, seq2seq_inputs, to_bucket
-from blenderbot_jax.generation.plan import compile_config, pad_token
+from blenderbot_jax.generation.inputs import check_key
+from blenderbot_jax.generation.plan import LENGTH_BUCKETS
 from blenderbot_jax.generation.processors import Constraint, CustomProcessor
 from blenderbot_jax.generation.replay import Recording
+from blenderbot_jax.generation.request import request
 from blenderbot_jax.generation.sampling import Replies
-from blenderbot_jax.generation.task import Task
 
 # Arguments of transformers' generate -> the values that ask for nothing, and what to do instead.
 _REFUSALS: Refusals = {
@@ -98,6 +97,7 @@ def generate(
     processors: Sequence[CustomProcessor] = (),
     prefix_allowed_tokens_fn: Constraint | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
+    widths: Sequence[int] = LENGTH_BUCKETS,
     **others: Any,
 ) -> GenerateOutput:
     """Decode replies.
@@ -119,6 +119,8 @@ def generate(
             of sampling. A function is part of the program; `jax.tree_util.Partial(f, arrays)` keeps arrays data.
         prefix_allowed_tokens_fn: a pure function (step) -> bool [B, K, V], the tokens that may come next.
         stop_sequences: sequences of ids, each of which ends a reply as `</s>` does.
+        widths: what prompts are padded to, ascending, one program each; `choose_buckets` finds those that fit some
+            lengths best. Past the last the library's own go on.
         others: further arguments of transformers, refused by name unless they ask for nothing.
 
     Returns:
@@ -137,10 +139,7 @@ def generate(
         2
     """
     _refuse(others)
-    if config.do_sample and key is None:
-        raise ValueError("do_sample=True draws at random: pass key=jax.random.key(seed)")
-    if key is not None and not config.do_sample:
-        raise ValueError("a key was given, but nothing is drawn: set do_sample=True, or leave the key out")
+    check_key(config, key)
     given = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
@@ -149,26 +148,9 @@ def generate(
         "encoder_attention_mask": encoder_attention_mask,
         "inputs_embeds": inputs_embeds,
     }
-    inputs = _checked(model.config, config, {name: as_array(name, value) for name, value in given.items()})
-    plan, settings = compile_config(config, model.config, inputs.source_width, inputs.shape[2], stop_sequences)
-    padded = to_bucket(inputs, model.config.max_position_embeddings, plan.capacity)
-    own = tuple(map(_as_data, processors))
-    constraint = None if prefix_allowed_tokens_fn is None else _as_data(prefix_allowed_tokens_fn)
-    task = Task(padded.prompt, padded.source_ids, padded.valid, settings, constraint, own)
-    replies, recording = decode(model, plan, params, padded, task, key)
-    return _cropped(replies, recording, inputs.shape, int(settings.max_length[0]))
-
-
-def _checked(model: BlenderbotConfig, config: GenerationConfig, given: dict[str, Any]) -> Inputs:
-    """What the caller gave, for the kind of model that it is for."""
-    pad = pad_token(config, model)
-    if not model.is_encoder_decoder:
-        _refuse_for_causal(config, given.pop("decoder_input_ids"), given.pop("inputs_embeds"))
-        return causal_inputs(model, **given, pad=pad)
-    if given.pop("encoder_attention_mask") is not None:
-        raise TypeError("encoder_attention_mask is a causal model's: here the mask of the prompt is attention_mask")
-    start = model.decoder_start_token_id if config.decoder_start_token_id is None else config.decoder_start_token_id
-    return seq2seq_inputs(model, **given, pad=pad, start=start)
+    batch = request(model.config, config, given, processors, prefix_allowed_tokens_fn, stop_sequences, widths)
+    replies, recording = decode(model, batch.plan, params, batch.inputs, batch.task, key)
+    return _cropped(replies, recording, batch.shape, batch.max_length)
 
 
 def _refuse(others: dict[str, Any]) -> None:
@@ -176,23 +158,6 @@ def _refuse(others: dict[str, Any]) -> None:
         if name in GenerationConfig.__dataclass_fields__:
             raise TypeError(f"generate takes {name} in its config: GenerationConfig({name}=...), or config.replace")
     refuse_arguments("generate", others, _REFUSALS)
-
-
-def _refuse_for_causal(config: GenerationConfig, decoder_input_ids: Any, inputs_embeds: Any) -> None:
-    if decoder_input_ids is not None:
-        raise ValueError("a causal model has no decoder prompt beside input_ids: put it there")
-    if inputs_embeds is not None:
-        raise ValueError("a causal model continues ids: pass input_ids (its forward pass takes inputs_embeds)")
-    for name, neutral in (("encoder_no_repeat_ngram_size", 0), ("encoder_repetition_penalty", 1)):
-        if getattr(config, name) not in (None, neutral):
-            raise ValueError(
-                f"{name} looks at an encoder's prompt, and a causal model has none: config.replace({name}=None)"
-            )
-
-
-def _as_data(function: Callable[..., Any]) -> jax.tree_util.Partial:
-    """A function as an argument of a program: itself static, the arrays of a Partial data."""
-    return function if isinstance(function, jax.tree_util.Partial) else jax.tree_util.Partial(function)
 
 
 def _cropped(replies: Replies, recording: Recording, shape: tuple[int, int, int], length: int) -> GenerateOutput:
@@ -216,8 +181,8 @@ def _cropped(replies: Replies, recording: Recording, shape: tuple[int, int, int]
 
 
 def _crop(array: Any, part: Any) -> Any:
-    """Cut in numpy, because a jax slice compiles a program for every size."""
+    """Cut in numpy and put back, because slicing and `jnp.asarray` compile a program for every size."""
     if array is None:
         return None
     values = concrete(array)
-    return array[part] if values is None else jnp.asarray(values[part])
+    return array[part] if values is None else jax.device_put(values[part])

@@ -13,6 +13,7 @@ import numpy as np
 
 from blenderbot_jax.checks import check_embeds, check_ids, check_mask, check_one_of, check_positions, concrete
 from blenderbot_jax.config import BlenderbotConfig
+from blenderbot_jax.generation.config import GenerationConfig
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, round_up
 from blenderbot_jax.outputs import as_encoder_output
 
@@ -50,6 +51,14 @@ class Inputs:
         """B, S (0 without an encoder) and W."""
         return (*self.prompt.shape[:1], 0 if self.source_mask is None else self.source_mask.shape[1],
                 self.prompt.shape[1])  # fmt: skip
+
+
+def check_key(config: GenerationConfig, key: jax.Array | None) -> None:
+    """Refuse to draw without a key, and a key where nothing is drawn."""
+    if config.do_sample and key is None:
+        raise ValueError("do_sample=True draws at random: pass key=jax.random.key(seed)")
+    if key is not None and not config.do_sample:
+        raise ValueError("a key was given, but nothing is drawn: set do_sample=True, or leave the key out")
 
 
 def seq2seq_inputs(
@@ -149,19 +158,30 @@ def causal_inputs(
     return Inputs(None, None, encoded, source_mask, input_ids, None if full else mask, np.ones(B, bool))
 
 
-def to_bucket(inputs: Inputs, max_positions: int, capacity: int) -> Inputs:
+def to_bucket(
+    inputs: Inputs,
+    max_positions: int,
+    capacity: int,
+    widths: tuple[int, ...] = LENGTH_BUCKETS,
+    beams: int = 1,
+) -> Inputs:
     """Pad a batch to a bucket's rows and widths; arrays that are traced stay as they are.
 
     Args:
         inputs: checked.
         max_positions: of the model, the widest source.
         capacity: C, the widest prompt.
+        widths: what sources are padded to, ascending.
+        beams: K, rows decoded per prompt.
     """
     if any(concrete(leaf) is None for leaf in jax.tree.leaves(inputs)):
         return jax.tree.map(jnp.asarray, _typed(inputs))
     B, S, W = inputs.shape
     rows = batch_bucket(B)
-    source = rows, min(round_up(S, LENGTH_BUCKETS), max_positions)
+    if rows * beams == 1 and jax.default_backend() == "gpu":
+        # XLA turns products with a single row into reductions that leave most of a GPU idle.
+        rows = 2
+    source = rows, min(round_up(S, widths), max_positions)
     prompt = rows, min(round_up(W, _PROMPT_BUCKETS), capacity)
     typed = _typed(inputs)
     padded = Inputs(

@@ -17,6 +17,7 @@ from blenderbot_jax.generation.fields import OUTPUTS, is_count
 DEFAULT_NEW_TOKENS = 20
 _UNUSED = -1
 _LEAST_DIVISOR = 1e-30
+_FIRST_SEGMENT = 32
 # Lengths are rounded up to one of these, so that one program serves many.
 LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -36,6 +37,8 @@ class Plan:
     """Names of the rules that run, in their order."""
     no_repeat_ngram_size: int
     encoder_no_repeat_ngram_size: int
+    segments: tuple[int, ...] = ()
+    """Capacities that the decoder's cache grows through, the last of them C; () starts with C."""
     stops: bool = False
     """Whether there are stop sequences."""
     outputs: tuple[str, ...] = ()
@@ -237,6 +240,7 @@ def _plan(config: GenerationConfig, settings: Settings, model: BlenderbotConfig,
         processors=tuple(name for name, on in runs.items() if on),
         no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
         encoder_no_repeat_ngram_size=config.encoder_no_repeat_ngram_size or 0,
+        segments=_segments(_capacity(int(settings.max_length[0]), model)),
         stops=stops,
         outputs=tuple(name for name in OUTPUTS if getattr(config, f"output_{name}")),
     )
@@ -273,6 +277,13 @@ def _min_length(config: GenerationConfig, prompt_length: int) -> int:
 
 def _capacity(max_length: int, model: BlenderbotConfig) -> int:
     return min(round_up(max_length, LENGTH_BUCKETS), model.max_position_embeddings + 1)
+
+
+def _segments(capacity: int) -> tuple[int, ...]:
+    # Most replies end in the first. A segment is a loop of its own, compiled apart; on accelerators attention to empty
+    # slots costs next to nothing.
+    grows = jax.default_backend() == "cpu" and capacity > _FIRST_SEGMENT
+    return (_FIRST_SEGMENT, capacity) if grows else (capacity,)
 
 
 def _bad_words(config: GenerationConfig, eos: tuple[int, ...]) -> list[tuple[int, ...]]:

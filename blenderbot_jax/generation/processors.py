@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from blenderbot_jax.generation import cutoffs, rules
 from blenderbot_jax.generation.plan import Plan, Settings
-from blenderbot_jax.generation.step import Step, ends_with
+from blenderbot_jax.generation.step import Step, bar, ends_with
 
 __all__ = ["ORDER", "Constraint", "CustomProcessor", "Processor", "Step", "ends_with", "process"]
 
@@ -17,15 +17,17 @@ Constraint = Callable[[Step], jax.Array]
 # (scores [B, K, V], step) -> scores
 CustomProcessor = Callable[[jax.Array, Step], jax.Array]
 
-_BEFORE_CONSTRAINT: dict[str, Processor] = {
+_BEFORE_BARS: dict[str, Processor] = {
     "sequence_bias": rules.sequence_bias,
     "encoder_repetition_penalty": rules.encoder_repetition_penalty,
     "repetition_penalty": rules.repetition_penalty,
+}
+_BARS: dict[str, Callable[[Step, Settings, Plan], rules.Barred]] = {
     "no_repeat_ngram": rules.no_repeat_ngram,
     "encoder_no_repeat_ngram": rules.encoder_no_repeat_ngram,
     "bad_words": rules.bad_words,
-    "min_length": rules.min_length,
 }
+_BEFORE_CONSTRAINT: dict[str, Processor] = {"min_length": rules.min_length}
 _BEFORE_CUSTOM: dict[str, Processor] = {
     "forced_bos": rules.forced_bos,
     "forced_eos": rules.forced_eos,
@@ -47,7 +49,7 @@ _AFTER_CUSTOM: dict[str, Processor] = {
 }
 # The order of transformers' `_get_logits_processor`. Its min_length and min_new_tokens are one rule here, because it
 # overwrites the one where it finds the other.
-ORDER: dict[str, Processor] = _BEFORE_CONSTRAINT | _BEFORE_CUSTOM | _AFTER_CUSTOM
+ORDER: tuple[str, ...] = (*_BEFORE_BARS, *_BARS, *_BEFORE_CONSTRAINT, *_BEFORE_CUSTOM, *_AFTER_CUSTOM)
 
 
 def process(
@@ -79,6 +81,11 @@ def process(
                 scores = table[name](scores, step, settings, plan)
         return scores
 
+    scores = run(_BEFORE_BARS, scores)
+    barred = [_BARS[name](step, settings, plan) for name in plan.processors if name in _BARS]
+    if barred:
+        tokens, where = (jnp.concatenate(parts, axis=-1) for parts in zip(*barred, strict=True))
+        scores = bar(scores, tokens, where)
     scores = run(_BEFORE_CONSTRAINT, scores)
     if constraint is not None:
         scores = _constrained(scores, constraint(step), plan)

@@ -1,14 +1,18 @@
 """The rules that penalise, bar or force tokens, whether or not tokens are drawn.
 
 Each takes scores [B, K, V] (log-probabilities under beams, raw logits otherwise), the step so far, the settings and the
-plan, and returns scores. Formulas and their order of operations are those of transformers 5 (`logits_process.py`).
+plan, and returns scores. The three that bar a few tokens, whatever their scores, return these tokens instead, so that
+one write bars them all. Formulas and their order of operations are those of transformers 5 (`logits_process.py`).
 """
 
 import jax
 import jax.numpy as jnp
 
 from blenderbot_jax.generation.plan import Plan, Settings
-from blenderbot_jax.generation.step import Step, among, bar, last, mark, tails_match
+from blenderbot_jax.generation.step import Step, among, last, mark, tails_match
+
+# Tokens [B, K, M], and [B, K, M] which of them are barred.
+Barred = tuple[jax.Array, jax.Array]
 
 
 def sequence_bias(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
@@ -43,26 +47,26 @@ def repetition_penalty(scores: jax.Array, step: Step, settings: Settings, plan: 
     return _rescale(scores, seen, settings.repetition_penalty)
 
 
-def no_repeat_ngram(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
-    """Bar the tokens that would repeat an n-gram of the reply; the start token counts as part of it."""
+def no_repeat_ngram(step: Step, settings: Settings, plan: Plan) -> Barred:
+    """The tokens that would repeat an n-gram of the reply; the start token counts as part of it."""
     del settings
-    return _bar_completions(scores, step, step.tokens, step.length[None], plan.no_repeat_ngram_size)
+    return _completions(step, step.tokens, step.length[None], plan.no_repeat_ngram_size)
 
 
-def encoder_no_repeat_ngram(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
-    """Bar the tokens that would complete an n-gram of the prompt; its `</s>` and the caller's own pads count."""
+def encoder_no_repeat_ngram(step: Step, settings: Settings, plan: Plan) -> Barred:
+    """The tokens that would complete an n-gram of the prompt; its `</s>` and the caller's own pads count."""
     assert step.source_ids is not None
     prompts = step.source_ids[:, None, :]
-    return _bar_completions(scores, step, prompts, settings.source_width, plan.encoder_no_repeat_ngram_size)
+    return _completions(step, prompts, settings.source_width, plan.encoder_no_repeat_ngram_size)
 
 
-def bad_words(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
-    """Bar the last token of every word whose other tokens end the reply so far."""
+def bad_words(step: Step, settings: Settings, plan: Plan) -> Barred:
+    """The last token of every word whose other tokens end the reply so far."""
     del plan
     words = settings.bad_words
     matches = tails_match(step.tokens, step.length, words[..., :-1])
     ends = words[:, None, :, -1]
-    return bar(scores, jnp.broadcast_to(ends, matches.shape), matches & (ends >= 0))
+    return jnp.broadcast_to(ends, matches.shape), matches & (ends >= 0)
 
 
 def min_length(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
@@ -142,15 +146,13 @@ def _listed(tokens: jax.Array, V: int) -> jax.Array:
     return mark((tokens.shape[0], 1, V), tokens[:, None], tokens[:, None] >= 0)
 
 
-def _bar_completions(scores: jax.Array, step: Step, text: jax.Array, width: jax.Array, n: int) -> jax.Array:
-    """Bar what would complete an n-gram of `text` [B, 1 or K, S], of which the first `width` [1 or B] places count."""
-    if text.shape[-1] < n:
-        return scores
-    starts = text.shape[-1] - n + 1
+def _completions(step: Step, text: jax.Array, width: jax.Array, n: int) -> Barred:
+    """What would complete an n-gram of `text` [B, 1 or K, S], of which the first `width` [1 or B] places count."""
+    # A text that is shorter than an n-gram has no place for one to start.
+    starts = max(text.shape[-1] - n + 1, 0)
     recent = last(step.tokens, step.length, n - 1)
     matches = (jnp.arange(starts) + n <= width[:, None])[:, None] & (step.length >= n - 1)
     for i in range(n - 1):
         matches = matches & (text[..., i : i + starts] == recent[..., i : i + 1])
-    matches, following = jnp.broadcast_arrays(matches, text[..., n - 1 :])
-    shape = (*scores.shape[:2], starts)
-    return bar(scores, jnp.broadcast_to(following, shape), jnp.broadcast_to(matches, shape))
+    shape = (*step.tokens.shape[:2], starts)
+    return jnp.broadcast_to(text[..., n - 1 : n - 1 + starts], shape), jnp.broadcast_to(matches, shape)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ from blenderbot_jax.generation.task import Task
 
 # step(tokens [B, K], cache) -> (logits [B, K, V] float32, cache)
 StepFunction = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+# grow(cache, capacity) -> cache with room for so many tokens
+GrowFunction = Callable[[Any, int], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -48,7 +51,9 @@ class RowState:
     cache: Any
 
 
-def decode_rows(step: StepFunction, cache: Any, task: Task, plan: Plan, key: jax.Array | None) -> Replies:
+def decode_rows(
+    step: StepFunction, cache: Any, task: Task, plan: Plan, key: jax.Array | None, grow: GrowFunction | None = None
+) -> Replies:
     """Decode greedily, or draw every token if a key is given.
 
     Args:
@@ -56,8 +61,9 @@ def decode_rows(step: StepFunction, cache: Any, task: Task, plan: Plan, key: jax
         cache: what `step` takes and gives back; it holds all but the last token of the prompt.
         task: what to decode.
         plan: how.
-        key: a `jax.random.key`; None takes the likeliest token. Row k of prompt b draws from its own stream, whatever
-            else is in the batch.
+        key: a `jax.random.key`, or [B] of them, one per prompt; None takes the likeliest token. Row k of prompt b draws
+            from its own stream, whatever else is in the batch.
+        grow: (cache, capacity) -> cache, for a cache that begins with the first of the plan's segments.
     """
     state = _start(cache, task, plan)
     keys = None if key is None else _row_keys(key, *state.finished.shape)
@@ -73,8 +79,36 @@ def decode_rows(step: StepFunction, cache: Any, task: Task, plan: Plan, key: jax
         log_probs = jnp.take_along_axis(jax.nn.log_softmax(scores), chosen[..., None], axis=-1)[..., 0]
         return _write(dataclasses.replace(state, cache=cache), chosen.astype(jnp.int32), log_probs, task, plan)
 
-    end = jax.lax.while_loop(unfinished, advance, state)
+    end = loop_in_segments(unfinished, advance, state, plan, grow)
     return Replies(end.tokens, end.lengths, end.log_probs.sum(axis=-1), end.log_probs)
+
+
+def loop_in_segments(
+    unfinished: Callable[[Any], jax.Array],
+    advance: Callable[[Any], Any],
+    state: Any,
+    plan: Plan,
+    grow: GrowFunction | None,
+) -> Any:
+    """Advance until finished, in one loop, or in one for each segment that the cache grows through.
+
+    Args:
+        unfinished, advance: condition and body; a state has a `length` and a `cache`.
+        state: where to begin.
+        plan: whose segments count.
+        grow: makes room in a cache; None: there is room.
+    """
+    if grow is None:
+        return jax.lax.while_loop(unfinished, advance, state)
+    for capacity in plan.segments or (plan.capacity,):
+        # The last token of a reply is never written to the cache.
+        room = partial(_with_room, unfinished, capacity)
+        state = jax.lax.while_loop(room, advance, dataclasses.replace(state, cache=grow(state.cache, capacity)))
+    return state
+
+
+def _with_room(unfinished: Callable[[Any], jax.Array], capacity: int, state: Any) -> jax.Array:
+    return unfinished(state) & (state.length <= capacity)
 
 
 def _start(cache: Any, task: Task, plan: Plan) -> RowState:
@@ -104,10 +138,16 @@ def _write(state: RowState, chosen: jax.Array, log_probs: jax.Array, task: Task,
     )
 
 
+def prompt_keys(key: jax.Array, B: int) -> jax.Array:
+    """[B] keys, one per prompt: those that are given, or streams 0 to B - 1 of a single key."""
+    # A key of the old kind, an array [2] of integers, is a single one.
+    key = key if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+
+
 def _row_keys(key: jax.Array, B: int, K: int) -> jax.Array:
     """[B, K] keys, each the same however large B and K are."""
-    per_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
-    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(per_prompt, jnp.arange(K))
+    return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(prompt_keys(key, B), jnp.arange(K))
 
 
 def _draw(keys: jax.Array, length: jax.Array, scores: jax.Array) -> jax.Array:

@@ -58,7 +58,10 @@ def last(tokens: jax.Array, length: jax.Array, count: int) -> jax.Array:
 
 def bar(scores: jax.Array, tokens: jax.Array, where: jax.Array) -> jax.Array:
     """Set the scores of `tokens` [B, K, M] to -inf where `where` [B, K, M] holds."""
-    return jnp.where(mark(scores.shape, tokens, where), -jnp.inf, scores)
+    B, K, V = scores.shape
+    # An index past the end is dropped, so unwanted tokens bar nothing.
+    places = jnp.where(where, tokens, V)
+    return scores.at[jnp.arange(B)[:, None, None], jnp.arange(K)[:, None], places].set(-jnp.inf, mode="drop")
 
 
 def mark(shape: tuple[int, ...], tokens: jax.Array, where: jax.Array | bool) -> jax.Array:

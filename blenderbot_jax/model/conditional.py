@@ -20,7 +20,7 @@ class LanguageModel(Pretrained):
 
     def setup(self) -> None:
         self.model = BlenderbotModel(self.config, self.dtype)
-        if not self.config.tie_word_embeddings:
+        if not self.config.tie_word_embeddings or self.has_variable("params", "lm_head"):
             c = self.config
             self.lm_head = Linear(c.vocab_size, c.init_std, self.dtype, use_bias=False, accumulate=jnp.float32)
 
@@ -47,7 +47,8 @@ class LanguageModel(Pretrained):
 
     def head(self, h: jax.Array) -> jax.Array:
         """[..., D] final states to logits [..., V] float32."""
-        return self.model.logits(h) if self.config.tie_word_embeddings else self.lm_head(h)
+        packed = not self.config.tie_word_embeddings or self.has_variable("params", "lm_head")
+        return self.lm_head(h) if packed else self.model.logits(h)
 
     def kept(self, h: jax.Array, logits_to_keep: int, labels: jax.Array | None) -> jax.Array:
         """The states [B, T', D] whose logits are wanted: the last `logits_to_keep`, or all for 0."""

@@ -1,0 +1,116 @@
+"""Packed weights: the same products, the same replies, and refusals."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from blenderbot_jax import preparation
+from blenderbot_jax.ensemble import Ensemble
+from blenderbot_jax.generation import GenerationConfig, generate
+from blenderbot_jax.kernels import BlockedKernel, matmul
+from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration
+from blenderbot_jax.preparation import prepare
+from tests.golden.fill import golden_params
+
+PROMPTS = np.random.default_rng(0).integers(3, 96, (1, 9))
+
+
+@pytest.fixture(autouse=True)
+def blocks_everywhere(monkeypatch):
+    """Blocks on every release of jax and for kernels of any size, so that they are held to the plain form."""
+    monkeypatch.setattr(preparation, "_LEAST_JAX", (0, 1))
+    monkeypatch.setattr(preparation, "_LEAST_BYTES", 0)
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (24, 100), (5, 3)])
+@pytest.mark.parametrize("rows", [(1,), (2, 3)])
+def test_a_kernel_in_blocks_gives_the_plain_product(shape, rows):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((*rows, shape[0])), rng.standard_normal(shape)
+    blocked = BlockedKernel.pack(jnp.asarray(kernel, jnp.float32))
+    assert blocked.blocks.shape[1:] == (shape[0], 64)
+    np.testing.assert_allclose(matmul(jnp.asarray(x, jnp.float32), blocked), x @ kernel, atol=1e-5)
+
+
+def test_a_single_short_row_gives_the_plain_product():
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(shape), jnp.bfloat16) for shape in ((1, 1, 24), (24, 16)))
+    wanted = np.asarray(x, np.float32) @ np.asarray(kernel, np.float32)
+    np.testing.assert_allclose(matmul(x, kernel, jnp.float32), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["tiny_config", "tiny_small_config"])
+def test_prepared_parameters_give_the_same_replies(request, kind, tied):
+    model = BlenderbotForConditionalGeneration(request.getfixturevalue(kind).replace(tie_word_embeddings=tied))
+    params = golden_params(model)
+    prepared = prepare(model, params, rows=3)
+    assert isinstance(prepared["lm_head"]["kernel"], BlockedKernel)
+    layer = prepared["model"]["decoder"]["layers"]["0"]
+    assert isinstance(layer["fc1"]["kernel"], BlockedKernel)
+    assert isinstance(layer["encoder_attn"]["q_proj"]["kernel"], BlockedKernel)
+    assert isinstance(layer["encoder_attn"]["k_proj"]["kernel"], jax.Array)
+    config = GenerationConfig(num_beams=3, max_length=12, no_repeat_ngram_size=3)
+    plain, fast = (generate(model, tree, PROMPTS, config=config) for tree in (params, prepared))
+    np.testing.assert_array_equal(fast.sequences, plain.sequences)
+    np.testing.assert_allclose(fast.scores, plain.scores, atol=1e-5)
+
+
+def test_causal_models_and_ensembles_are_prepared_too(tiny_config):
+    causal = BlenderbotForCausalLM(tiny_config.replace(is_encoder_decoder=False))
+    params = golden_params(causal, eos_bias=None)
+    config = GenerationConfig(max_length=14)
+    plain, fast = (generate(causal, tree, PROMPTS, config=config) for tree in (params, prepare(causal, params)))
+    np.testing.assert_array_equal(fast.sequences, plain.sequences)
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    members = prepare(Ensemble((model, model)), (golden_params(model),) * 2)
+    assert all(isinstance(tree["lm_head"]["kernel"], BlockedKernel) for tree in members)
+
+
+def test_many_rows_and_short_types_keep_their_form_and_are_cast_once(tiny_config):
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    params = golden_params(model)
+    assert jax.tree.structure(prepare(model, params, rows=80)) == jax.tree.structure(params)
+    cast = prepare(model.clone(dtype=jnp.bfloat16), params)
+    layer = cast["model"]["decoder"]["layers"]["0"]
+    assert layer["fc1"]["kernel"].dtype == cast["model"]["shared"]["embedding"].dtype == jnp.bfloat16
+    assert layer["final_layer_norm"]["scale"].dtype == jnp.float32
+
+
+def test_small_kernels_keep_their_form(tiny_config, monkeypatch):
+    monkeypatch.setattr(preparation, "_LEAST_BYTES", 2**21)
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    params = golden_params(model)
+    assert jax.tree.structure(prepare(model, params)) == jax.tree.structure(params)
+
+
+def test_packing_can_be_traced():
+    kernel = jnp.arange(12.0).reshape(3, 4)
+    traced, eager = jax.jit(BlockedKernel.pack)(kernel), BlockedKernel.pack(kernel)
+    np.testing.assert_array_equal(traced.blocks, eager.blocks)
+
+
+def test_the_callers_parameters_stay_as_they_are(tiny_config):
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    params = golden_params(model)
+    before = jax.tree.map(lambda leaf: leaf, params)
+    prepare(model, params)
+    assert "lm_head" not in params
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, before, params))
+
+
+def test_rows_below_one_are_refused(tiny_config):
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    for rows in (0, True, 1.5):
+        with pytest.raises(ValueError, match="at least 1, not"):
+            prepare(model, {}, rows=rows)
+
+
+def test_blocks_are_data_of_a_program():
+    kernel = BlockedKernel.pack(jnp.ones((4, 70)))
+    same = jax.jit(lambda tree: dataclasses.replace(tree, blocks=tree.blocks * 2))(kernel)
+    assert same.features == 70
+    assert float(same.blocks[0, 0, 0]) == 2
