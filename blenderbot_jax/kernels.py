@@ -74,11 +74,13 @@ class BlockedKernel:
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         rows = x.reshape(-1, x.shape[-1])
+        # With a second row of zeros a single one gets the faster of two products.
+        padded = jnp.pad(rows, ((0, int(len(rows) == 1)), (0, 0)))
         # Behind the barrier the rows are copied; without it XLA computes them anew for every block.
-        every = jnp.broadcast_to(jax.lax.optimization_barrier(rows), (len(self.blocks), *rows.shape))
+        every = jnp.broadcast_to(jax.lax.optimization_barrier(padded), (len(self.blocks), *padded.shape))
         blocks = self.blocks.astype(x.dtype)
         product = jnp.einsum("pmi,pio->pmo", every, blocks, precision=precision_for(x.dtype))
-        joined = product.swapaxes(0, 1).reshape(len(rows), -1)[:, : self.features]
+        joined = product.swapaxes(0, 1).reshape(len(padded), -1)[: len(rows), : self.features]
         return joined.reshape(*x.shape[:-1], self.features)
 
 
@@ -121,7 +123,7 @@ def _quantised_rows(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.A
     row_scales = jnp.maximum(jnp.abs(rows).max(axis=1, keepdims=True), _TINY) / 127
     quantised = jnp.round(rows / row_scales).astype(jnp.int8)
     # A product with a single row falls into a scalar loop, twenty times slower than with two.
-    padded = jnp.pad(quantised, ((0, len(rows) == 1), (0, 0)))
+    padded = jnp.pad(quantised, ((0, int(len(rows) == 1)), (0, 0)))
     sums = jax.lax.dot_general(padded, values, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
     product = sums[: len(rows)].astype(jnp.float32) * (row_scales * scales)
     return product.reshape(*x.shape[:-1], len(values))
