@@ -26,6 +26,7 @@ from blenderbot_jax.model import resize_token_embeddings as resize_token_embeddi
 from blenderbot_jax.model import shift_tokens_right as shift_tokens_right
 from blenderbot_jax.preparation import prepare as prepare
 from blenderbot_jax.pretrained import Checkpoint as Checkpoint
+from blenderbot_jax.quantize import quantize as quantize
 from blenderbot_jax.scoring import token_log_probs as token_log_probs
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer as BlenderbotSmallTokenizer
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizerFast as BlenderbotSmallTokenizerFast

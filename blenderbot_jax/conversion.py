@@ -16,13 +16,14 @@ import numpy as np
 
 from blenderbot_jax.checkpoint import CheckpointError, fetch
 from blenderbot_jax.checkpoint.folder import tensor_entries
-from blenderbot_jax.checkpoint.load import Leaf, find_leaves
-from blenderbot_jax.checkpoint.names import BIAS, HEAD, flatten, target_of
+from blenderbot_jax.checkpoint.load import Leaf, find_leaves, pack
+from blenderbot_jax.checkpoint.names import BIAS, HEAD, SCALE, SHARED, flatten, lacks_head, target_of
 from blenderbot_jax.checkpoint.save import save_leaves
 from blenderbot_jax.checkpoint.tensor_writer import Pending
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration, BlenderbotModel
+from blenderbot_jax.quantize import check_quantization
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Copied as they are: writing them anew could only lose what the other library understands and this one does not.
@@ -47,6 +48,8 @@ class Conversion:
     """Without final_logits_bias, which nothing trains."""
     nbytes: int
     """Of the weights."""
+    int8: bool
+    """Whether the kernels are in 8 bits."""
     tokenizer: bool
     """Whether the source had a tokenizer to take along."""
 
@@ -56,16 +59,20 @@ def convert_checkpoint(
     target: str | os.PathLike[str],
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
     **hub_options: Any,
 ) -> Conversion:
     """Write a checkpoint anew: config.json, model.safetensors, and the files of tokenizer and generation.
+
+    Kernels that are in 8 bits stay so, and the weights then go to `model_int8.safetensors`, which loads here alone.
 
     Args:
         source: a folder, a hub name, or "demo"; safetensors, `.bin` of any version of PyTorch, or Flax weights, whole
             or in shards.
         target: the folder to write; files of the same names in it are replaced once all are complete.
         dtype: "float32", "bfloat16" or "float16"; None keeps every tensor as it is stored.
+        quantize: "int8" puts the kernels into 8 bits, as `blenderbot_jax.quantize` does; `dtype` is then of the rest.
         on_progress: called after each tensor with the bytes written and the bytes in all.
         hub_options: `revision`, `cache_dir`, `local_files_only`, `token`.
 
@@ -75,7 +82,8 @@ def convert_checkpoint(
     Raises:
         CheckpointNotFoundError: there is no such source.
         CheckpointError: the weights are damaged or do not fit their config.json; every misfit is named.
-        ValueError: the target is the source, or the dtype is none of the three.
+        ValueError: the target is the source, or holds weights that would be read before the new ones; the dtype is none
+            of the three; there is no such quantisation.
 
     Example:
         >>> done = convert_checkpoint("demo", "demo-in-half", dtype="bfloat16")
@@ -84,13 +92,15 @@ def convert_checkpoint(
     """
     if dtype is not None and dtype not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, or None to keep what is stored; not {dtype!r}")
+    check_quantization(quantize)
     folder, target = fetch(source, **hub_options), Path(target)
     if target.exists() and target.resolve() == folder.resolve():
         raise ValueError(f"{target} is the source itself: choose another folder")
     config = read_config(folder)
     cls = model_class(folder, config)
     root = "model/" if cls is BlenderbotModel else ""
-    leaves = _pending(find_leaves(folder, config, expected_tree(cls, config), root=root), dtype)
+    expected = expected_tree(cls, config)
+    leaves = _pending(find_leaves(folder, config, expected, root=root), dtype, quantize is not None)
     total, done = sum(leaf.nbytes for leaf in leaves.values()), 0
 
     def advance(nbytes: int) -> None:
@@ -107,7 +117,9 @@ def convert_checkpoint(
         tokenizer,
         advance,
     )
-    return Conversion(target, model_name(cls, config), parameter_count(leaves), total, bool(tokenizer.files))
+    int8 = any(leaf.dtype == np.int8 for leaf in leaves.values())
+    parameters = parameter_count(expected)
+    return Conversion(target, model_name(cls, config), parameters, total, int8, bool(tokenizer.files))
 
 
 def read_config(folder: Path) -> BlenderbotConfig:
@@ -148,15 +160,39 @@ def model_name(cls: type[Any], config: BlenderbotConfig) -> str:
     return cls.__name__ if config.normalize_before else cls.__name__.replace("Blenderbot", "BlenderbotSmall")
 
 
-def _pending(leaves: Mapping[str, Leaf], dtype: str | None) -> dict[str, Pending]:
+def _pending(leaves: Mapping[str, Leaf], dtype: str | None, int8: bool) -> dict[str, Pending]:
     """The leaves as tensors to write, each read when its turn comes."""
-    [*stored] = (leaf.entry.dtype for leaf in leaves.values() if leaf.entry)
-    made = {}
+    [*stored] = (leaf.entry.dtype for leaf in leaves.values() if leaf.entry and not leaf.scales)
+    made: dict[str, Pending] = {}
     for path, leaf in leaves.items():
         # What the file lacks is zeros, in the dtype of the rest.
         own = leaf.entry.dtype if leaf.entry else stored[0]
-        made[path] = Pending(leaf.shape, own if dtype is None else np.dtype(dtype), leaf.read)
+        if leaf.entry and leaf.scales:
+            made[path] = Pending(leaf.shape[::-1], own, leaf.entry.read)
+            made[path + SCALE] = Pending(leaf.scales.shape, leaf.scales.dtype, leaf.scales.read)
+        elif int8 and path.endswith("/kernel"):
+            made |= _quantised(path, leaf.shape, leaf.read)
+        else:
+            made[path] = Pending(leaf.shape, own if dtype is None else np.dtype(dtype), leaf.read)
+    if int8 and lacks_head(leaves):
+        table = leaves[SHARED]
+        made |= _quantised(HEAD, table.shape[::-1], lambda: table.read().T)
     return made
+
+
+def _quantised(path: str, shape: tuple[int, ...], read: Callable[[], np.ndarray]) -> dict[str, Pending]:
+    """A kernel [in, out] in 8 bits, read once for its scales and once for its values: they lie apart in the file."""
+
+    def scales() -> np.ndarray:
+        found = np.asarray(pack(read()).scales)
+        if not np.isfinite(found).all():
+            raise CheckpointError(f"{path} holds {found[~np.isfinite(found)][0]}: what is not finite has no int8 form")
+        return found
+
+    return {
+        path: Pending(shape[::-1], np.dtype(np.int8), lambda: np.asarray(pack(read()).values)),
+        path + SCALE: Pending(shape[1:], np.dtype(np.float32), scales),
+    }
 
 
 class _Copied:

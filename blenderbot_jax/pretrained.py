@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.checkpoint import fetch
+from blenderbot_jax.checkpoint import fetch, load_params
+from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.dialogue import Conversation, EncodedConversation
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import BlenderbotForConditionalGeneration, Params
+from blenderbot_jax.quantize import check_quantization
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer, load_tokenizer, tokenizer_class
 from blenderbot_jax.tokenizer.arguments import length_limit
 from blenderbot_jax.tokenizer.vocabulary import read_settings
@@ -37,21 +40,29 @@ class Checkpoint:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: str | os.PathLike[str], *, dtype: Any = jnp.float32, **hub_options: Any
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: Any = jnp.float32,
+        quantize: str | None = None,
+        **hub_options: Any,
     ) -> "Checkpoint":
         """Load a folder, a hub name, or "demo".
 
         Args:
             name_or_folder: what to load.
             dtype: of the stored parameters and of the computation.
+            quantize: "int8" puts the kernels into 8 bits as they are read; those of a folder that holds them so stay so
+                in any case. `dtype` is then of the other parameters and of the computation.
             hub_options: `revision`, `cache_dir`, `local_files_only`, `token`.
 
         Raises:
             CheckpointNotFoundError, CheckpointError, ValueError: as the parts do; among them, a tokenizer with more
-                tokens than the model has rows.
+                tokens than the model has rows, and a quantisation that there is not.
         """
+        check_quantization(quantize)
         folder = fetch(name_or_folder, **hub_options)
-        model, params = BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        model, params = _model(folder, dtype, int8=quantize is not None)
         tokenizer = _tokenizer(folder, model.config.max_position_embeddings)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -68,6 +79,14 @@ class Checkpoint:
         """
         positions = self.model.config.max_position_embeddings
         return conversation.encode(self.tokenizer, min(self.tokenizer.model_max_length or positions, positions))
+
+
+def _model(folder: Path, dtype: Any, *, int8: bool) -> tuple[BlenderbotForConditionalGeneration, Params]:
+    if not int8 or not (folder / "config.json").is_file():  # without it, the model says what is wrong
+        return BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+    model = BlenderbotForConditionalGeneration(BlenderbotConfig.from_json(folder / "config.json"), dtype)
+    expected = jax.eval_shape(model.init_params, jax.random.key(0))
+    return model, load_params(folder, model.config, expected, dtype, int8=True)
 
 
 def _tokenizer(folder: Path, positions: int) -> BlenderbotTokenizer | BlenderbotSmallTokenizer:

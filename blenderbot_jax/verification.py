@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax.checkpoint import CheckpointError, fetch
-from blenderbot_jax.checkpoint.folder import weights_in
+from blenderbot_jax.checkpoint.folder import INT8_FILE, weights_in
 from blenderbot_jax.config import BlenderbotConfig, as_ids
 from blenderbot_jax.conversion import model_class, read_config
 from blenderbot_jax.generation import generate
@@ -101,6 +101,11 @@ def verify_checkpoint(
         raise CheckpointError(
             f"{folder} holds Flax weights, which transformers 5 does not read: convert them first "
             "(blenderbot-jax convert) and verify the result"
+        )
+    if found and found[0].name == INT8_FILE:
+        raise CheckpointError(
+            f"{folder} holds weights in 8 bits, which transformers does not read, and which agree with none in more: "
+            "verify the checkpoint that they were made from"
         )
     if model_class(folder, read_config(folder)) is BlenderbotForCausalLM:
         raise CheckpointError(f"{folder} holds a decoder alone, which answers nothing: verify the whole model it is of")

@@ -7,7 +7,7 @@ import blenderbot_jax
 
 ORDER = [
     "files", "hub", "absent", "config", "masks", "cache", "checks", "kernels", "attention", "layers", "transformer",
-    "outputs", "quantize", "checkpoint", "model", "preparation", "ensemble", "generation", "warm", "scoring",
+    "outputs", "checkpoint", "quantize", "memory", "model", "preparation", "ensemble", "generation", "warm", "scoring",
     "attribution", "tokenizer", "dialogue", "pretrained", "conversion", "verification", "chatbot", "run_exported",
     "export", "plotting", "cli",
 ]  # fmt: skip

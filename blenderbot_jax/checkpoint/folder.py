@@ -31,11 +31,14 @@ class Format:
         return None
 
 
-# Where a folder holds several, the first is read.
+INT8_FILE = "model_int8.safetensors"
+# Where a folder holds several, the first is read. Kernels in 8 bits have a file name that transformers does not look
+# for: it would load the integers without their scales.
 FORMATS = (
     Format("model.safetensors", SAFETENSORS, read_safetensors),
     Format("pytorch_model.bin", TORCH_FILES, read_torch),
     Format("flax_model.msgpack", FLAX_FILES, read_flax),
+    Format(INT8_FILE, SAFETENSORS, read_safetensors),
 )
 _MAX_INDEX_BYTES = 100_000_000
 

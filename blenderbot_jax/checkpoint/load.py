@@ -16,16 +16,20 @@ from blenderbot_jax.checkpoint.folder import listed, tensor_entries
 from blenderbot_jax.checkpoint.names import (
     BIAS,
     EMBED_TOKENS,
+    HEAD,
+    SCALE,
     SHARED,
     Target,
     flatten,
     is_leftover,
+    lacks_head,
     source_name,
     target_of,
     unflatten,
 )
 from blenderbot_jax.checkpoint.tensor_file import CheckpointError, TensorEntry
 from blenderbot_jax.config import BlenderbotConfig
+from blenderbot_jax.kernels import Int8Kernel
 
 _ALIGNMENT = 64
 
@@ -37,6 +41,8 @@ class Leaf:
     shape: tuple[int, ...]
     entry: TensorEntry | None = None
     transposed: bool = False
+    scales: TensorEntry | None = None
+    """[out] of a kernel in 8 bits, whose values are then integers."""
 
     def read(self) -> np.ndarray:
         """The values, in the file's own dtype and the tree's orientation."""
@@ -47,27 +53,45 @@ class Leaf:
 
 
 def load_params(
-    folder: Path, config: BlenderbotConfig, expected: Mapping[str, Any], dtype: Any, *, root: str = ""
+    folder: Path,
+    config: BlenderbotConfig,
+    expected: Mapping[str, Any],
+    dtype: Any,
+    *,
+    root: str = "",
+    int8: bool = False,
 ) -> dict[str, Any]:
     """Read a checkpoint's weights into a parameter tree.
 
+    Kernels that are stored in 8 bits come as `Int8Kernel` leaves, whatever the dtype, and are never widened.
+
     Args:
-        folder: holds `model.safetensors`, `pytorch_model.bin` or `flax_model.msgpack`, whole or in shards with index.
+        folder: holds `model.safetensors`, `pytorch_model.bin`, `flax_model.msgpack` or `model_int8.safetensors`, whole
+            or in shards with index.
         config: the architecture.
         expected: the model's parameter tree with anything that has a `.shape` as leaves. What it has no place for at
             all, such as the encoder of a `BlenderbotForCausalLM`, is left in the file.
         dtype: storage of the result.
         root: where `expected` stands in the tree of the whole model ("model/" for the model without head).
+        int8: quantise all kernels as they are read, as `quantize` does; only the one at hand is held in another form.
 
     Raises:
         CheckpointError: naming every tensor that is missing, unexpected, misshapen, or unequal to its alias.
     """
     leaves = find_leaves(folder, config, expected, root=root)
-    flat = {}
+    tied = int8 and lacks_head(leaves)
+    flat: dict[str, Any] = {}
     # The largest first: what reading it takes besides is gone again before the rest is there.
     for path in sorted(leaves, key=lambda path: -math.prod(leaves[path].shape)):
-        flat[path] = _place(leaves[path].read(), dtype)
-    return unflatten({path.removeprefix(root): flat[path] for path in leaves})
+        flat[path] = _leaf(leaves[path], dtype, int8 and path.endswith("/kernel"))
+        if tied and path == SHARED:
+            flat[HEAD] = pack(leaves[path].read().T)
+    return unflatten({path.removeprefix(root): flat[path] for path in {**leaves, **flat}})
+
+
+def pack(kernel: Any) -> Int8Kernel:
+    """A kernel [in, out] in 8 bits. What this takes besides is gone when it returns, unless the kernel is traced."""
+    return jax.block_until_ready(jax.jit(Int8Kernel.pack)(kernel))
 
 
 def find_leaves(
@@ -75,10 +99,17 @@ def find_leaves(
 ) -> dict[str, Leaf]:
     """What `load_params` will read, by the path of each leaf in the tree of the whole model; no weight is read yet.
 
-    Aliases are the exception: where a file repeats the embedding under other names, they are compared.
+    Aliases are the exception: where a file repeats the embedding under other names, they are compared. So are the
+    scales of kernels in 8 bits, which are looked through.
     """
     shapes = {root + path: tuple(leaf.shape) for path, leaf in flatten(dict(expected)).items()}
     return _match(folder, tensor_entries(folder), shapes, config)
+
+
+def _leaf(leaf: Leaf, dtype: Any, int8: bool) -> jax.Array | Int8Kernel:
+    if leaf.entry is not None and leaf.scales is not None:
+        return Int8Kernel(_place(leaf.entry.read(), np.int8), _place(leaf.scales.read(), np.float32))
+    return pack(leaf.read()) if int8 else _place(leaf.read(), dtype)
 
 
 def _place(array: np.ndarray, dtype: Any) -> jax.Array:
@@ -99,13 +130,17 @@ def _match(
     folder: Path, entries: dict[str, TensorEntry], shapes: dict[str, tuple[int, ...]], config: BlenderbotConfig
 ) -> dict[str, Leaf]:
     """Which entry fills which leaf, in the order of the leaves."""
-    targets = {key: target_of(key, tied=config.tie_word_embeddings) for key in entries}
+    scales = _scales(entries)
+    targets = {key: _target(key, entry, config) for key, entry in entries.items() if key not in scales}
+    if lacks_head(shapes) and any(target and target.path == HEAD for target in targets.values()):
+        # In 8 bits the head is a copy, for the embedding stays as it is.
+        shapes = {**shapes, HEAD: shapes[SHARED][::-1]}
     unexpected = [key for key, target in targets.items() if not _has_place(target, shapes, config)]
     found: dict[str, Leaf] = {}
     problems: list[str] = []
     filling = _in_order(targets, shapes)
     for key, target in filling:
-        leaf = Leaf(shapes[target.path], entries[key], target.transposed)
+        leaf = Leaf(shapes[target.path], entries[key], target.transposed, scales.get(key + SCALE))
         if problem := _misfit(key, entries[key], leaf):
             problems.append(problem)
         elif target.path not in found:
@@ -122,6 +157,17 @@ def _match(
     if problems:
         raise CheckpointError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
     return {path: found.get(path, Leaf(shape)) for path, shape in shapes.items()}
+
+
+def _scales(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """The tensors that scale another one, which is there and holds integers, by their own keys."""
+    int8 = (key for key, entry in entries.items() if entry.dtype == np.int8)
+    return {key + SCALE: entries[key + SCALE] for key in int8 if key + SCALE in entries}
+
+
+def _target(key: str, entry: TensorEntry, config: BlenderbotConfig) -> Target | None:
+    """As `target_of`; a head in 8 bits is not the embedding, even if the two are tied."""
+    return target_of(key, tied=config.tie_word_embeddings and entry.dtype != np.int8)
 
 
 def _has_place(target: Target | None, paths: Collection[str], config: BlenderbotConfig) -> bool:
@@ -151,11 +197,28 @@ def _misfit(key: str, entry: TensorEntry, leaf: Leaf) -> str | None:
     stored = leaf.shape[::-1] if leaf.transposed else leaf.shape
     if entry.shape != stored:
         return f"{key} has shape {list(entry.shape)}, the configuration asks for {list(stored)}"
+    if entry.dtype == np.int8 and leaf.transposed:
+        return _scales_misfit(f"{key}{SCALE}", leaf)
     # bfloat16 is no subtype of numpy's floating, but is of kind "V" there.
     if entry.dtype.kind not in "fV":
         return f"{key} holds {entry.dtype}, weights are floating point"
     return None
 
 
+def _scales_misfit(key: str, leaf: Leaf) -> str | None:
+    if leaf.scales is None:
+        return f"{key} is missing: a kernel in int8 has its scales beside it"
+    if leaf.scales.dtype != np.float32 or leaf.scales.shape != leaf.shape[1:]:
+        found = f"{leaf.scales.dtype} of shape {list(leaf.scales.shape)}"
+        return f"{key} is {found}, scales are float32, one for each output channel: {list(leaf.shape[1:])}"
+    values = leaf.scales.read()
+    if not (np.isfinite(values) & (values > 0)).all():
+        return f"{key} holds {values[~(np.isfinite(values) & (values > 0))][0]}, scales are finite and above 0"
+    return None
+
+
 def _equal(one: Leaf, other: Leaf) -> bool:
-    return one == other or bool(np.array_equal(one.read(), other.read()))
+    if one == other:
+        return True
+    scales = [leaf.scales.read() for leaf in (one, other) if leaf.scales is not None]
+    return len(scales) != 1 and np.array_equal(one.read(), other.read()) and np.array_equal(scales[:1], scales[1:])

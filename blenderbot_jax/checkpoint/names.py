@@ -1,10 +1,12 @@
 """The one table of names: which tensor of a published file is which leaf of the parameter tree.
 
 Every key of a file must match exactly one row. Torch stores a linear layer as [out, in], the tree as [in, out]. Flax
-files use the paths of the tree itself and its orientation.
+files use the paths of the tree itself and its orientation. A kernel in 8 bits is stored as [out, in] too, under the
+same key, and its scales [out] under that key with `_scale` behind it.
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +18,8 @@ BIAS = "final_logits_bias"
 # Tables of their own in an untied model, other names of SHARED in a tied one.
 EMBED_TOKENS = {side: f"model/{side}/embed_tokens/embedding" for side in ("encoder", "decoder")}
 _TIED_TO_SHARED = frozenset({*EMBED_TOKENS.values(), HEAD})
+# Behind the key, or the path, of a kernel in 8 bits: its scales.
+SCALE = "_scale"
 
 _SIDE = r"(?:model\.)?(encoder|decoder)\."
 _LAYER = _SIDE + r"layers\.(\d+)\."
@@ -101,13 +105,19 @@ def source_name(path: str) -> str:
         'model.encoder.layers.0.fc1.weight'
     """
     *parents, leaf = path.split("/")
-    torch_leaf = "weight" if leaf in ("kernel", "embedding", "scale") else leaf
-    return ".".join([*parents, torch_leaf])
+    torch_leaf = {**dict.fromkeys(("kernel", "embedding", "scale"), "weight"), f"kernel{SCALE}": f"weight{SCALE}"}
+    return ".".join([*parents, torch_leaf.get(leaf, leaf)])
 
 
 def is_leftover(path: str, config: BlenderbotConfig) -> bool:
     """True for tensors that early pre-norm files carry without using them."""
     return config.normalize_before and "/layernorm_embedding/" in path
+
+
+def lacks_head(paths: Collection[str]) -> bool:
+    """Whether these are the paths, in the whole model, of a model whose logits are products with its embedding."""
+    with_head = BIAS in paths or not any(path.startswith("model/encoder/") for path in paths)
+    return with_head and SHARED in paths and not {HEAD, EMBED_TOKENS["decoder"]} & set(paths)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

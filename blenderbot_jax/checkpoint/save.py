@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from blenderbot_jax.checkpoint.names import BIAS, EMBED_TOKENS, HEAD, SHARED, flatten, source_name
+from blenderbot_jax.checkpoint.folder import INT8_FILE, weights_in
+from blenderbot_jax.checkpoint.names import BIAS, EMBED_TOKENS, HEAD, SCALE, SHARED, flatten, source_name
 from blenderbot_jax.checkpoint.tensor_writer import Pending, write_safetensors
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.files import make_public
+from blenderbot_jax.kernels import Int8Kernel
 
 _SEQ2SEQ, _HEADLESS, _CAUSAL = "ForConditionalGeneration", "Model", "ForCausalLM"
 
@@ -44,6 +46,10 @@ def save_pretrained(
 ) -> None:
     """Write a checkpoint folder: config.json, model.safetensors, and what else is given.
 
+    Parameters from `quantize` go to `model_int8.safetensors` instead, which `from_pretrained` reads back bit for bit,
+    and which transformers does not take for weights of its own: kernels int8 [out, in] under their published names,
+    each with float32 scales [out] under its name and `_scale`, and the other weights in their own dtype.
+
     All files are written to a temporary folder first and moved when they are complete: a failure leaves an existing
     folder as it was. Files of other names that stand in it are left alone.
 
@@ -56,14 +62,15 @@ def save_pretrained(
         tokenizer: a tokenizer with `save_pretrained`.
 
     Raises:
-        ValueError: the parameters are those of none of the models, or of another configuration.
+        ValueError: the parameters are those of none of the models, or of another configuration; or they are prepared
+            for decoding; or they are quantised, and the folder holds weights that would be read in their place.
 
     Example:
         >>> save_pretrained("my-model", model.config, params, GenerationConfig.recipe(), tokenizer)
     """
     leaves = {}
     for path, leaf in flatten(params).items():
-        leaves[path] = Pending(tuple(leaf.shape), np.dtype(leaf.dtype), partial(np.asarray, leaf))
+        leaves |= _pending(path, leaf)
     save_leaves(folder, config, leaves, generation_config, tokenizer)
 
 
@@ -79,7 +86,7 @@ def save_leaves(
 
     Args:
         folder, config, generation_config, tokenizer: as in `save_pretrained`.
-        leaves: shapes and values as in the tree, kernels [in, out].
+        leaves: shapes and values as in the tree, kernels [in, out]; those in 8 bits [out, in], with scales beside them.
         on_progress: called after each tensor with its bytes.
 
     Raises:
@@ -87,17 +94,15 @@ def save_leaves(
     """
     kind = _kind_of(leaves)
     _check_configuration(config, leaves)
-    folder = Path(folder)
+    folder, name = Path(folder), _file_name(folder, leaves)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Inside the folder where there is one: it may be a mounted volume, and files move only within a file system.
     parent = folder if folder.is_dir() else folder.parent
     staging = Path(tempfile.mkdtemp(dir=parent, prefix=f".{folder.name}."))
     try:
-        tensors = {
-            _key(path, kind): leaf.transposed if path.endswith("/kernel") else leaf for path, leaf in leaves.items()
-        }
-        write_safetensors(staging / "model.safetensors", tensors, on_progress)
-        make_public(staging / "model.safetensors")
+        tensors = {_key(path, kind): _as_stored(path, leaf) for path, leaf in leaves.items()}
+        write_safetensors(staging / name, tensors, on_progress)
+        make_public(staging / name)
         _stored_config(config, kind, _table(leaves).dtype).save_json(staging / "config.json")
         if generation_config is not None:
             generation_config.save_json(staging / "generation_config.json")
@@ -108,6 +113,30 @@ def save_leaves(
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(staging)
+
+
+def _pending(path: str, leaf: Any) -> dict[str, Pending]:
+    """A leaf as it is to be written, by path."""
+    if isinstance(leaf, Int8Kernel):
+        return {**_pending(path, leaf.values), **_pending(path + SCALE, leaf.scales)}
+    if not hasattr(leaf, "dtype"):
+        form = type(leaf).__name__
+        raise ValueError(f"{path} is a {form}: save the parameters as they were before they were prepared for decoding")
+    return {path: Pending(tuple(leaf.shape), np.dtype(leaf.dtype), partial(np.asarray, leaf))}
+
+
+def _as_stored(path: str, leaf: Pending) -> Pending:
+    return leaf.transposed if path.endswith("/kernel") and leaf.dtype != np.int8 else leaf
+
+
+def _file_name(folder: str | os.PathLike[str], leaves: Mapping[str, Pending]) -> str:
+    """Of the weights file; quantised weights that a reader of the folder would pass over are refused."""
+    if not any(leaf.dtype == np.int8 for leaf in leaves.values()):
+        return "model.safetensors"
+    there = weights_in(Path(folder))
+    if there and there[0].name != INT8_FILE:
+        raise ValueError(f"{folder} holds {there[1].name}, which is read before {INT8_FILE}: choose another folder")
+    return INT8_FILE
 
 
 def _kind_of(paths: Iterable[str]) -> str:
@@ -143,7 +172,7 @@ def _check_configuration(config: BlenderbotConfig, leaves: Mapping[str, Pending]
 
 def _whole(leaves: Mapping[str, Pending]) -> dict[str, Pending]:
     """The leaves by their path in the whole model, which has a `model/` that the model without head lacks."""
-    whole = {path for path in leaves if path in (BIAS, HEAD) or path.startswith("model/")}
+    whole = {path for path in leaves if path in (BIAS, HEAD, HEAD + SCALE) or path.startswith("model/")}
     return {path if path in whole else f"model/{path}": leaf for path, leaf in leaves.items()}
 
 

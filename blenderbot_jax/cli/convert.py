@@ -6,7 +6,7 @@ import click
 from rich.filesize import decimal
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from blenderbot_jax.cli.options import DTYPES, hub_options, progress_bar
+from blenderbot_jax.cli.options import DTYPES, hub_options, progress_bar, quantize_option
 from blenderbot_jax.conversion import convert_checkpoint
 
 
@@ -20,18 +20,24 @@ from blenderbot_jax.conversion import convert_checkpoint
     show_default=True,
     help="Precision of the new weights; `stored` keeps what is there.",
 )
+@quantize_option
 @hub_options
-def convert(source: str, target: Path, dtype: str, revision: str | None, local_only: bool) -> None:
+def convert(
+    source: str, target: Path, dtype: str, quantize: str | None, revision: str | None, local_only: bool
+) -> None:
     """Write the checkpoint SOURCE anew into the folder TARGET, which loads here and in transformers.
 
     SOURCE is a folder, a hub name, or demo: safetensors, .bin of any version of PyTorch, or Flax weights, whole or in
     shards. TARGET then holds config.json, model.safetensors, and the files of tokenizer and generation. Nothing of a
     .bin is executed, neither torch nor transformers is needed, and no more than one tensor is in memory at a time.
 
+    With --quantize the weights are in model_int8.safetensors, which loads here alone; --dtype is then that of the rest.
+
     \b
     Examples:
       blenderbot-jax convert facebook/blenderbot-400M-distill blenderbot-400m
       blenderbot-jax convert ./old-checkpoint new-checkpoint --dtype bfloat16
+      blenderbot-jax convert facebook/blenderbot-3B blenderbot-3b-int8 --quantize int8
     """
     with progress_bar(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task("weights", total=None)
@@ -39,11 +45,13 @@ def convert(source: str, target: Path, dtype: str, revision: str | None, local_o
             source,
             target,
             dtype=None if dtype == "stored" else dtype,
+            quantize=quantize,
             on_progress=lambda written, total: progress.update(task, completed=written, total=total),
             revision=revision,
             local_files_only=local_only,
         )
     kept = "as it was stored" if dtype == "stored" else f"in {dtype}"
+    kept = f"in int8 and the rest {kept}" if done.int8 else kept
     click.echo(f"{done.folder}: {done.model}, {done.parameters:,} parameters {kept}, {decimal(done.nbytes)}")
     if not done.tokenizer:
         click.echo("The source has no tokenizer files; the new folder has none either.", err=True)

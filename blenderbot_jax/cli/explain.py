@@ -19,6 +19,7 @@ from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.generation import generate
 from blenderbot_jax.plotting import check_picture, plot_attribution
 from blenderbot_jax.pretrained import Checkpoint
+from blenderbot_jax.quantize import is_quantized
 from blenderbot_jax.scoring import token_log_probs
 
 _RED, _BLUE, _WHITE = np.array([[244, 140, 110], [120, 170, 230], [255, 255, 255]])
@@ -89,6 +90,8 @@ def explain(
     if picture is not None:
         _check_picture(picture)
     checkpoint = load_checkpoint(**loading)
+    if method == "gradient_x_input" and is_quantized(checkpoint.params):
+        raise click.UsageError("weights in 8 bits have no gradients: take --method cross_attention, or other weights")
     console = output_console()
     explanation = _explain(checkpoint, _context_ids(checkpoint, chat), reply, method)
     console.print(_shaded(explanation))

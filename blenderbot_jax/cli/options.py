@@ -15,6 +15,7 @@ from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli.programs import program_cache_option
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.pretrained import Checkpoint
+from blenderbot_jax.quantize import QUANTIZATIONS
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Option name -> (field of GenerationConfig, type, help).
@@ -69,7 +70,13 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that say how a model is loaded; a command passes them to `load_checkpoint` as they are."""
     dtype = click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Precision.")
-    return dtype(hub_options(program_cache_option(command)))
+    return dtype(quantize_option(hub_options(program_cache_option(command))))
+
+
+def quantize_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option that puts weights into fewer bits: `quantize`, None where it is not given."""
+    text = "Keep the weights of linear layers in 8 bits: a quarter of the memory of float32, and faster."
+    return click.option("--quantize", type=click.Choice(QUANTIZATIONS), default=None, help=text)(command)
 
 
 def hub_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -98,9 +105,12 @@ def output_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, emoji=False, width=120)
 
 
-def load_checkpoint(*, name: str, dtype: str, revision: str | None, local_only: bool) -> Checkpoint:
+def load_checkpoint(
+    *, name: str, dtype: str, quantize: str | None, revision: str | None, local_only: bool
+) -> Checkpoint:
     """The checkpoint that `model_options` describe."""
-    return Checkpoint.from_pretrained(name, dtype=jnp.dtype(dtype), revision=revision, local_files_only=local_only)
+    hub = {"revision": revision, "local_files_only": local_only}
+    return Checkpoint.from_pretrained(name, dtype=jnp.dtype(dtype), quantize=quantize, **hub)
 
 
 def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
