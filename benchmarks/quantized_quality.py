@@ -79,7 +79,7 @@ def compare(checkpoint: Checkpoint, examples: list[Example], contexts: int) -> d
     said = [replies(checkpoint, params, asked) for params in forms.values()]
     changed = sum(one != other for one, other in zip(*said, strict=True))
     return {
-        "replies scored": len(examples),
+        "replies scored": sum(len(labels) for _, labels in batches(examples, np.random.default_rng(_SEED))),
         "perplexity": found,
         "perplexity ratio": found["int8"] / found["float32"],
         "contexts": len(asked),

@@ -9,6 +9,7 @@ import numpy as np
 
 from blenderbot_jax.checks import check_ids, check_mask
 from blenderbot_jax.model import IGNORED_LABEL, BlenderbotForConditionalGeneration, Params
+from blenderbot_jax.quantize import is_quantized
 from blenderbot_jax.scoring import checked, token_log_probs
 
 Method = Literal["gradient_x_input", "cross_attention"]
@@ -53,7 +54,8 @@ def attribution(
         [B, T, S] float32; 0 where the label is -100 and at the prompt's padding.
 
     Raises:
-        ValueError: another method, a layer the decoder does not have, and what `token_log_probs` refuses.
+        ValueError: another method, a layer the decoder does not have, gradients of quantised weights, and what
+            `token_log_probs` refuses.
         TypeError: a model without encoder or head.
 
     Example:
@@ -69,6 +71,8 @@ def attribution(
     given = {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "decoder_input_ids": decoder_input_ids}
     inputs = checked(model, given)
     if method == "gradient_x_input":
+        if is_quantized(params):
+            raise ValueError("weights in 8 bits have no gradients: take method='cross_attention', or other weights")
         return _gradient_x_input(model, params, inputs)
     return _cross_attention(model, layer, params, inputs)
 

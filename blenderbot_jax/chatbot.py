@@ -85,7 +85,8 @@ class Chatbot:
             name_or_folder: what to load.
             dtype: of the stored parameters and of the computation.
             generation_config: how to decode; the checkpoint's own if None.
-            hub_options: `revision`, `cache_dir`, `local_files_only`, `token`.
+            hub_options: what else `Checkpoint.from_pretrained` takes: `quantize`, `cache_dtype`, and `revision`,
+                `cache_dir`, `local_files_only`, `token`.
         """
         checkpoint = Checkpoint.from_pretrained(name_or_folder, dtype=dtype, **hub_options)
         return cls(checkpoint, generation_config or checkpoint.generation_config)

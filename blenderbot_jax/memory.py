@@ -38,6 +38,7 @@ def decoding_memory(
     capacity: int,
     source: int | None = None,
     itemsize: int = _FLOAT32,
+    cache_itemsize: int | None = None,
     int8: bool = False,
 ) -> DecodingMemory:
     """Estimate the peak of `generate`: weights + cache + logits + what the encoder works with, in bytes.
@@ -53,7 +54,8 @@ def decoding_memory(
         beams: K, or samples per prompt.
         capacity: C, the most tokens of a reply, rounded up as `generate` does.
         source: S, tokens of the longest prompt, rounded up likewise; the model's positions if None.
-        itemsize: bytes of a number in the cache, by the dtype of the computation.
+        itemsize: bytes of a number in the dtype of the computation.
+        cache_itemsize: bytes of a number in the cache; those of the computation if None.
         int8: whether the kernels are in 8 bits.
 
     Example:
@@ -65,7 +67,7 @@ def decoding_memory(
     attention = batch * config.encoder_attention_heads * S * S * _FLOAT32
     return DecodingMemory(
         weights=weights,
-        cache=cache_numbers(config, batch, beams, capacity, S) * itemsize,
+        cache=cache_numbers(config, batch, beams, capacity, S) * (cache_itemsize or itemsize),
         logits=batch * beams * config.vocab_size * _FLOAT32 * copies,
         encoder=attention + batch * S * config.encoder_ffn_dim * itemsize * copies,
     )

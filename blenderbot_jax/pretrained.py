@@ -44,6 +44,7 @@ class Checkpoint:
         name_or_folder: str | os.PathLike[str],
         *,
         dtype: Any = jnp.float32,
+        cache_dtype: Any = None,
         quantize: str | None = None,
         **hub_options: Any,
     ) -> "Checkpoint":
@@ -52,6 +53,7 @@ class Checkpoint:
         Args:
             name_or_folder: what to load.
             dtype: of the stored parameters and of the computation.
+            cache_dtype: of the keys and values that decoding keeps; None: `dtype`. bfloat16 halves what a cache takes.
             quantize: "int8" puts the kernels into 8 bits as they are read; those of a folder that holds them so stay so
                 in any case. `dtype` is then of the other parameters and of the computation.
             hub_options: `revision`, `cache_dir`, `local_files_only`, `token`.
@@ -69,7 +71,7 @@ class Checkpoint:
                 f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} rows; "
                 "they do not belong together, or the model wants resize_token_embeddings"
             )
-        return cls(model, params, tokenizer, GenerationConfig.from_pretrained(folder))
+        return cls(model.clone(cache_dtype=cache_dtype), params, tokenizer, GenerationConfig.from_pretrained(folder))
 
     def encode(self, conversation: Conversation) -> EncodedConversation:
         """A conversation as this model reads it: what is too long loses its oldest turns.

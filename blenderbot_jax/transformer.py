@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.cache import CacheShape, DecoderCache, positions, self_attention_mask
+from blenderbot_jax.cache import DecoderCache, positions, self_attention_mask
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.layers import DecoderLayer, DType, Embedding, EncoderLayer, LayerNorm, dropout
 from blenderbot_jax.masks import causal_mask, padding_mask, positions_from_mask
@@ -137,11 +137,6 @@ class Decoder(Side):
     def cross_keys_values(self, encoded: jax.Array) -> tuple[States, States]:
         """Keys and values of the encoder's output for every layer."""
         return self.layers.cross_keys_values(encoded)
-
-    def cache_shape(self) -> CacheShape:
-        """What a cache of this decoder needs to know."""
-        c = self.config
-        return CacheShape(c.decoder_layers, c.decoder_attention_heads, c.decoder_head_dim, self.dtype)
 
     def _with_positions(self, embeds: jax.Array, places: jax.Array) -> jax.Array:
         # The post-norm decoder normalises before it adds positions, its encoder after: the weights were trained so.

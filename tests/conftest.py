@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may reach the network
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -29,11 +30,25 @@ _TINY = {
 }
 
 
+def _is_quick(config: pytest.Config) -> bool:
+    # Compiling is most of the quick suite's time, a third of it optimisation; the slow suite runs what users run.
+    return config.option.markexpr == "not slow"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep compiled programs between runs, beside pytest's own cache; `--cache-clear` forgets them."""
+    """Compile fast, and keep programs between runs, beside pytest's own cache; `--cache-clear` forgets them."""
+    jax.config.update("jax_disable_most_optimizations", _is_quick(config))
     if hasattr(config, "cache"):
         jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # hundreds of small programs
+
+
+@pytest.fixture
+def optimised(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Programs compiled as users compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", _is_quick(pytestconfig))
 
 
 @pytest.fixture(scope="session")

@@ -119,7 +119,7 @@ LOADING = {
     "device_map": Refused("auto", r"jax\.device_put", (None,)),
     "torch_dtype": Refused("float16", r"dtype=jnp\.bfloat16", (None,)),
     "attn_implementation": Refused("sdpa", "one implementation", (None, "eager")),
-    "quantization_config": Refused({}, "float32, bfloat16 or float16", (None,)),
+    "quantization_config": Refused({}, "keeps kernels in 8 bits", (None,)),
     "low_cpu_mem_usage": Refused(3, "low_cpu_mem_usage", (None, True, False)),
     "trust_remote_code": Refused(True, "no code of a checkpoint", (None, False)),
     "state_dict": Refused({}, "model.apply", (None,)),

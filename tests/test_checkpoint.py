@@ -238,7 +238,7 @@ def test_weights_of_another_size_are_refused(tmp_path, tiny_config):
     assert f"{SHARED} has shape [96, 24], the configuration asks for [97, 24]" in message
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool"])
 def test_integers_are_no_weights(tmp_path, tiny_config, dtype):
     tensors = random_tensors(tiny_config)
     tensors[FC1] = np.ones(tensors[FC1].shape, dtype)

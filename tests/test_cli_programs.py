@@ -177,8 +177,9 @@ def test_a_chat_compiles_the_widths_that_its_prompts_can_have(bot, monkeypatch):
     monkeypatch.setattr(warming, "warm_up", compile_nothing)
     for persona, widths in (((), [16, 32, 64, 128]), (("i love hiking.",) * 4, [64, 128])):
         done.clear()
-        with Warming(bot, Conversation(persona=persona)):
+        with Warming(bot, Conversation(persona=persona)) as running:
             assert done.wait(10)
+            running.join()  # a chat that ended sooner would take the whole process with it
         assert asked.pop() == (bot.generation_config, widths)
 
 

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,6 +23,7 @@ def loop_bodies(program: str) -> list[str]:
     return found
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("beams", [1, 4])
 def test_the_loop_holds_one_cache_and_copies_none(beams):
     B, C, D, L = 16, 128, 64, 2
@@ -71,3 +73,20 @@ def test_a_prompt_wider_than_the_first_segment_is_read_whole(tiny_config, monkey
     monkeypatch.setattr(plan, "_FIRST_SEGMENT", 8)
     grown = generate(model, params, ids, config=config, decoder_input_ids=begin)
     np.testing.assert_array_equal(grown.sequences, whole.sequences)
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}], ids=["beam", "greedy"])
+def test_a_cache_in_bfloat16_takes_half_and_keeps_scores_to_its_precision(tiny_config, settings):
+    wide = BlenderbotForConditionalGeneration(tiny_config)
+    half = wide.clone(cache_dtype=jnp.bfloat16)
+    params = golden_params(wide, eos_bias=None)
+    ids = np.random.default_rng(0).integers(3, 96, (3, 7))
+    config = GenerationConfig(max_length=12, min_length=12, **settings)
+    one, other = (generate(model, params, ids, config=config) for model in (wide, half))
+    np.testing.assert_allclose(one.scores, other.scores, rtol=0.005)
+    assert not np.array_equal(one.scores, other.scores)
+    encoded = half.apply({"params": params}, ids, method="encode")
+    assert encoded.dtype == jnp.float32
+    caches = [model.apply({"params": params}, encoded, capacity=12, method="prefill") for model in (wide, half)]
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(cache) if leaf.ndim == 4) for cache in caches]
+    assert sizes[1] * 2 == sizes[0]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from benchmarks.quantized_quality import compare, held_out, perplexity
+from blenderbot_jax.attribution import attribution
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.checkpoint import CheckpointError, save_pretrained
 from blenderbot_jax.checkpoint.names import flatten
@@ -253,7 +254,7 @@ NAME = "model.decoder.layers.1.fc2.weight"
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.pop(f"{NAME}_scale"), f"{NAME}_scale is missing: a kernel in int8 has its scales beside it"),
+        (lambda t: t.pop(f"{NAME}_scale"), f"or else have scales beside them: {NAME}_scale is missing"),
         (lambda t: t.update({f"{NAME}_scale": t[f"{NAME}_scale"].astype("f2")}), f"{NAME}_scale is float16 of shape"),
         (lambda t: t.update({f"{NAME}_scale": t[f"{NAME}_scale"][1:]}), "one for each output channel: [24]"),
         (lambda t: t[f"{NAME}_scale"].__setitem__(3, np.nan), f"{NAME}_scale holds nan, scales are finite"),
@@ -391,34 +392,47 @@ def test_perplexity_rises_by_less_than_one_per_cent(demo, data_folder):
 
 @pytest.mark.slow
 def test_few_replies_change(demo, data_folder):
-    found = compare(demo, held_out(demo, data_folder / "dialogues", 2000), contexts=100)
-    assert found["contexts"] == 100
+    found = compare(demo, held_out(demo, data_folder / "dialogues", 1000), contexts=40)
+    assert found["contexts"] == 40
     assert abs(found["perplexity ratio"] - 1) < 0.01
-    assert 0 < found["replies changed"] < 60
+    assert 0 < found["replies changed"] <= 20
     assert found["bytes"]["int8"] < found["bytes"]["float32"] / 2
 
 
 # Memory
 
-_MEASURED = [(False, 8, 10, 60), (False, 1, 1, 30), (True, 8, 10, 60)]
+_MEASURED = [
+    (False, None, 8, 10, 60),
+    (False, None, 1, 1, 30),
+    (True, None, 8, 10, 60),
+    (False, jnp.bfloat16, 8, 10, 60),
+]
 
 
 @ON_CPU
 @pytest.mark.slow
-@pytest.mark.parametrize(("int8", "batch", "beams", "length"), _MEASURED)
-def test_a_program_takes_at_most_a_tenth_more_than_the_formula(int8, batch, beams, length, demo):
+@pytest.mark.parametrize(("int8", "cache_dtype", "batch", "beams", "length"), _MEASURED)
+def test_a_program_takes_at_most_a_tenth_more_than_the_formula(int8, cache_dtype, batch, beams, length, demo):
     config, params = demo.model.config, quantize(demo.params) if int8 else demo.params
     ids = np.full((batch, 128), 5, np.int32)
     given = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     work = request(config, GenerationConfig.recipe(num_beams=beams, max_length=length), given)
-    compiled = decode.lower(demo.model, work.plan, params, work.inputs, work.task, None).compile().memory_analysis()
+    model = demo.model.clone(cache_dtype=cache_dtype)
+    compiled = decode.lower(model, work.plan, params, work.inputs, work.task, None).compile().memory_analysis()
     formula = decoding_memory(
         config,
         weight_bytes(demo.params, int8=int8),
         batch=batch,
         beams=beams,
         capacity=work.plan.capacity,
+        cache_itemsize=None if cache_dtype is None else cache_dtype.dtype.itemsize,
         int8=int8,
     )
     taken = compiled.temp_size_in_bytes + compiled.argument_size_in_bytes
     assert 0.8 * formula.total < taken < 1.1 * formula.total
+
+
+def test_gradients_through_quantised_weights_are_refused(demo):
+    batch = demo.tokenizer(["Hi!"])
+    with pytest.raises(ValueError, match="no gradients: take method='cross_attention'"):
+        attribution(demo.model, quantize(demo.params), batch.input_ids, batch.attention_mask, batch.input_ids)

@@ -198,7 +198,7 @@ def _misfit(key: str, entry: TensorEntry, leaf: Leaf) -> str | None:
     if entry.shape != stored:
         return f"{key} has shape {list(entry.shape)}, the configuration asks for {list(stored)}"
     if entry.dtype == np.int8 and leaf.transposed:
-        return _scales_misfit(f"{key}{SCALE}", leaf)
+        return _scales_misfit(key, leaf)
     # bfloat16 is no subtype of numpy's floating, but is of kind "V" there.
     if entry.dtype.kind not in "fV":
         return f"{key} holds {entry.dtype}, weights are floating point"
@@ -207,13 +207,13 @@ def _misfit(key: str, entry: TensorEntry, leaf: Leaf) -> str | None:
 
 def _scales_misfit(key: str, leaf: Leaf) -> str | None:
     if leaf.scales is None:
-        return f"{key} is missing: a kernel in int8 has its scales beside it"
+        return f"{key} holds int8, weights are floating point, or else have scales beside them: {key}{SCALE} is missing"
     if leaf.scales.dtype != np.float32 or leaf.scales.shape != leaf.shape[1:]:
         found = f"{leaf.scales.dtype} of shape {list(leaf.scales.shape)}"
-        return f"{key} is {found}, scales are float32, one for each output channel: {list(leaf.shape[1:])}"
+        return f"{key}{SCALE} is {found}, scales are float32, one for each output channel: {list(leaf.shape[1:])}"
     values = leaf.scales.read()
     if not (np.isfinite(values) & (values > 0)).all():
-        return f"{key} holds {values[~(np.isfinite(values) & (values > 0))][0]}, scales are finite and above 0"
+        return f"{key}{SCALE} holds {values[~(np.isfinite(values) & (values > 0))][0]}, scales are finite and above 0"
     return None
 
 

@@ -43,7 +43,7 @@ _LOADING_REFUSALS: Refusals = {
     "device_map": ((None,), "place the parameters with jax.device_put and a sharding"),
     "torch_dtype": ((None,), "say dtype=jnp.bfloat16"),
     "attn_implementation": ((None, "eager"), "there is one implementation"),
-    "quantization_config": ((None,), "weights are loaded in float32, bfloat16 or float16"),
+    "quantization_config": ((None,), 'Checkpoint.from_pretrained(name, quantize="int8") keeps kernels in 8 bits'),
     "low_cpu_mem_usage": ((None, True, False), ""),  # tensors are read one by one in any case
     "use_safetensors": ((None, True, False), ""),  # safetensors win where both are there
     "weights_only": ((None, True), "nothing in a checkpoint is ever executed"),
@@ -68,6 +68,8 @@ class Pretrained(nn.Module):
 
     config: BlenderbotConfig
     dtype: DType = jnp.float32
+    cache_dtype: DType | None = None
+    """dtype of the keys and values kept between steps; None: `dtype`."""
 
     if TYPE_CHECKING:
         # linen's own annotation admits a second result, which only mutable collections bring.

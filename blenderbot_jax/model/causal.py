@@ -22,6 +22,7 @@ class BlenderbotForCausalLM(LanguageModel):
     Args:
         config: the architecture; the model's own copy says `is_decoder=True, is_encoder_decoder=False`.
         dtype: the dtype of the computation.
+        cache_dtype: the dtype of the keys and values kept between steps, and of the products with them; None: `dtype`.
 
     Example:
         >>> lm, params = BlenderbotForCausalLM.from_pretrained("demo")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.cache import DecoderCache, init_cache
+from blenderbot_jax.cache import CacheShape, DecoderCache, init_cache
 from blenderbot_jax.checks import (
     as_array,
     check_embeds,
@@ -29,6 +29,7 @@ class BlenderbotModel(Pretrained):
     Args:
         config: the architecture, pre-norm or post-norm.
         dtype: the dtype of the computation; parameters of another dtype are cast where they are used.
+        cache_dtype: the dtype of the keys and values kept between steps, and of the products with them; None: `dtype`.
     """
 
     _root: ClassVar[str] = "model/"
@@ -133,7 +134,8 @@ class BlenderbotModel(Pretrained):
         keys, values, source_mask = (), (), jnp.ones((batch or 1, 0), bool)
         if encoded is not None:
             source_mask = _mask_over("attention_mask", attention_mask, encoded)
-            keys, values = self.decoder.cross_keys_values(encoded.astype(self.dtype))
+            cross = self.decoder.cross_keys_values(encoded.astype(self.dtype))
+            keys, values = jax.tree.map(lambda one: one.astype(self.cache_dtype or self.dtype), cross)
         if target_mask is not None:
             check_mask("target_mask", target_mask, "the cache", (source_mask.shape[0], capacity))
             target_mask = jnp.asarray(target_mask).astype(bool)
@@ -141,7 +143,7 @@ class BlenderbotModel(Pretrained):
             keys,
             values,
             source_mask,
-            shape=self.decoder.cache_shape(),
+            shape=self._cache_shape(),
             beams=beams,
             capacity=capacity,
             ancestry=beams > 1 if ancestry is None else ancestry,
@@ -163,6 +165,11 @@ class BlenderbotModel(Pretrained):
             )
         check_ids("tokens", tokens.reshape(B * K, T), self.config.vocab_size)
         return self.decoder.step(self.embed_target(tokens), cache)
+
+    def _cache_shape(self) -> CacheShape:
+        c = self.config
+        dtype = self.cache_dtype or self.dtype
+        return CacheShape(c.decoder_layers, c.decoder_attention_heads, c.decoder_head_dim, dtype)
 
     def embed_source(self, ids: jax.Array) -> jax.Array:
         """[..., S] ids to the embeddings [..., S, D] that the encoder reads, scaled as the config says."""
