@@ -301,7 +301,8 @@ def test_a_save_that_fails_does_not_end_the_chat(echo, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[bold]", "[/]", "[/bold] [red", ":smile:", "back\\", "\\[x]", "</s>"])
-def test_what_looks_like_markup_is_shown_as_it_was_typed(echo, text):
+def test_what_looks_like_markup_is_shown_as_it_was_typed(echo, monkeypatch, tmp_path, text):
+    monkeypatch.chdir(tmp_path)
     said = talk(text, f"/persona {text}", "/history", f"/save {text}/\0")
     assert f"you: {text}\nbot: {text} (" in said
     assert f"user: {text}\nbot: {text}\n" in said
