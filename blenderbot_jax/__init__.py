@@ -9,6 +9,7 @@ from blenderbot_jax.config import BlenderbotConfig as BlenderbotConfig
 from blenderbot_jax.config import BlenderbotSmallConfig as BlenderbotSmallConfig
 from blenderbot_jax.dialogue import Conversation as Conversation
 from blenderbot_jax.ensemble import Ensemble as Ensemble
+from blenderbot_jax.generation import Draft as Draft
 from blenderbot_jax.generation import GenerateOutput as GenerateOutput
 from blenderbot_jax.generation import GenerationConfig as GenerationConfig
 from blenderbot_jax.generation import Packing as Packing

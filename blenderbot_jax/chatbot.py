@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax.dialogue import Conversation, EncodedConversation
-from blenderbot_jax.generation import GenerationConfig
+from blenderbot_jax.generation import Draft, GenerationConfig
 from blenderbot_jax.generation.many import Packing, generate_many
 from blenderbot_jax.preparation import prepare
 from blenderbot_jax.pretrained import Checkpoint
@@ -58,6 +58,7 @@ class Chatbot:
         checkpoint: model, parameters and tokenizer.
         generation_config: how to decode.
         packing: how many inputs are put together, and what prompts are padded to.
+        draft: a smaller model that drafts, for bots that search no beams; `with_draft` makes one of a checkpoint.
 
     Example:
         >>> bot = Chatbot.from_pretrained("demo")
@@ -69,6 +70,7 @@ class Chatbot:
     checkpoint: Checkpoint
     generation_config: GenerationConfig
     packing: Packing = field(default_factory=Packing)
+    draft: Draft | None = None
 
     @classmethod
     def from_pretrained(
@@ -77,6 +79,7 @@ class Chatbot:
         *,
         dtype: Any = jnp.float32,
         generation_config: GenerationConfig | None = None,
+        draft: str | os.PathLike[str] | None = None,
         **hub_options: Any,
     ) -> Self:
         """Load a folder, a hub name, or "demo".
@@ -85,15 +88,45 @@ class Chatbot:
             name_or_folder: what to load.
             dtype: of the stored parameters and of the computation.
             generation_config: how to decode; the checkpoint's own if None.
-            hub_options: what else `Checkpoint.from_pretrained` takes: `quantize`, `cache_dtype`, and `revision`,
-                `cache_dir`, `local_files_only`, `token`.
+            draft: a smaller model of the same vocabulary, likewise; see `with_draft`.
+            hub_options: what else `Checkpoint.from_pretrained` takes: `quantize`, `cache_dtype`, and `revision` (of the
+                first), `cache_dir`, `local_files_only`, `token`.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointError, ValueError: as `Checkpoint.from_pretrained` and `with_draft` do.
         """
         checkpoint = Checkpoint.from_pretrained(name_or_folder, dtype=dtype, **hub_options)
-        return cls(checkpoint, generation_config or checkpoint.generation_config)
+        bot = cls(checkpoint, generation_config or checkpoint.generation_config)
+        if draft is None:
+            return bot
+        shared = {name: value for name, value in hub_options.items() if name != "revision"}
+        return bot.with_draft(Checkpoint.from_pretrained(draft, dtype=dtype, **shared))
 
     def configured(self, **changes: Any) -> Self:
         """The same bot with some fields of its generation config changed."""
         return replace(self, generation_config=self.generation_config.replace(**changes))
+
+    def with_draft(self, checkpoint: Checkpoint, tokens: int = Draft.tokens) -> Self:
+        """The same bot, for which a smaller model drafts: it says the same, maybe sooner.
+
+        Args:
+            checkpoint: with the same tokens.
+            tokens: drafted a round; see `Draft`.
+
+        Raises:
+            ValueError: another vocabulary, or tokens below 1. That beams need no draft is said when a reply is wanted.
+
+        Example:
+            >>> bot = Chatbot.from_pretrained("demo").configured(num_beams=1, max_length=12)
+            >>> bot.with_draft(Checkpoint.from_pretrained("demo"), tokens=2).draft.tokens
+            2
+        """
+        if checkpoint.tokenizer.get_vocab() != self.checkpoint.tokenizer.get_vocab():
+            raise ValueError(
+                "the draft's tokenizer has other tokens than the bot's, and the two must read and write the same ids: "
+                "take a model of the same family"
+            )
+        return replace(self, draft=Draft(checkpoint.model, checkpoint.params, tokens))
 
     def prepared(self, prompts: int = 1) -> Self:
         """The same bot with weights packed for batches of so many prompts; `prepare` says what that does.
@@ -102,9 +135,13 @@ class Chatbot:
             prompts: B, those that are usually answered together.
         """
         checkpoint, config = self.checkpoint, self.generation_config
-        rows = prompts * max(config.num_beams or 1, config.num_return_sequences or 1)
+        rows, draft = prompts * max(config.num_beams or 1, config.num_return_sequences or 1), self.draft
+        if draft is not None:
+            draft = replace(draft, params=prepare(draft.model, draft.params, rows=rows))
+            # The model reads all drafted tokens in one step.
+            rows *= draft.tokens + 1
         params = prepare(checkpoint.model, checkpoint.params, rows=rows)
-        return replace(self, checkpoint=replace(checkpoint, params=params))
+        return replace(self, checkpoint=replace(checkpoint, params=params), draft=draft)
 
     def warm_up(self, **sizes: Any) -> tuple[tuple[int, int], ...]:
         """Compile ahead of time what replies need.
@@ -115,7 +152,8 @@ class Chatbot:
         Returns:
             The (batch size, width) of each program.
         """
-        return warm_up(self.checkpoint.model, self.checkpoint.params, self.generation_config, **sizes)
+        checkpoint = self.checkpoint
+        return warm_up(checkpoint.model, checkpoint.params, self.generation_config, draft=self.draft, **sizes)
 
     def reply(self, text: str, *, key: jax.Array | None = None) -> str:
         """Answer one utterance.
@@ -226,7 +264,7 @@ class Chatbot:
         checkpoint, config = self.checkpoint, self.generation_config
         ids = {place: prompt.input_ids for place, prompt in prompts.items()}
         for places, replies in generate_many(
-            checkpoint.model, checkpoint.params, ids, config=config, key=key, packing=packing
+            checkpoint.model, checkpoint.params, ids, config=config, key=key, packing=packing, draft=self.draft
         ):
             rows = zip(replies.tokens, replies.lengths, replies.scores, strict=True)
             yield places, [self._alternatives(*row) for row in rows]

@@ -71,7 +71,7 @@ class Exported:
         if ids.min() < 0 or ids.max() >= self.manifest["vocab_size"]:
             raise ValueError(f"ids are from 0 to {self.manifest['vocab_size'] - 1}, not {ids.min()} to {ids.max()}")
         key = [] if seed is None else [np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))]
-        data = {**self.settings, "source_width": np.array([width], np.int32), **self._checked(settings)}
+        data = {**self.settings, "source_width": np.full(rows, width, np.int32), **self._checked(settings)}
         found = jax.device_get(self._program(self._weights, ids, mask, np.arange(rows) < count, data, *key))
         return {name: values[:count] for name, values in found.items()}
 

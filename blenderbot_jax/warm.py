@@ -13,6 +13,8 @@ from blenderbot_jax.generation.generate import GenerativeModel
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS
 from blenderbot_jax.generation.processors import Constraint, CustomProcessor
 from blenderbot_jax.generation.request import Request, request
+from blenderbot_jax.generation.sampling import prompt_keys
+from blenderbot_jax.generation.speculation import Draft
 
 
 def warm_up(
@@ -25,9 +27,10 @@ def warm_up(
     processors: Sequence[CustomProcessor] = (),
     prefix_allowed_tokens_fn: Constraint | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
+    draft: Draft | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> tuple[tuple[int, int], ...]:
-    """Compile what `generate` runs for prompts of these sizes; nothing is decoded.
+    """Compile what `generate` and `generate_many` run for prompts of these sizes; nothing is decoded.
 
     Afterwards `generate` compiles nothing for the same model, for parameters of the same shapes, dtypes and devices,
     and for any configuration of the same plan: lengths up to the same bucket, the same rules on or off, any numbers in
@@ -42,6 +45,7 @@ def warm_up(
             positions. Of a causal model they must be given, and stand for prompts without padding.
         processors, prefix_allowed_tokens_fn, stop_sequences: as `generate` will get them: functions are part of a
             program.
+        draft: as `generate` will get it; of its parameters, too, only shapes, dtypes and devices count.
         on_progress: called with the programs ready and those there are, before the first and after each.
 
     Returns:
@@ -49,7 +53,7 @@ def warm_up(
 
     Raises:
         ValueError: a size below 1, a width beyond the model's positions, or what `generate` refuses in the
-            configuration.
+            configuration or the draft.
 
     Example:
         >>> warm_up(model, params, GenerationConfig(num_beams=2, max_length=12), source_widths=(5, 12))
@@ -58,16 +62,21 @@ def warm_up(
     widths = prompt_widths(model.config) if source_widths is None else source_widths
     _check_sizes("batch_sizes", batch_sizes)
     _check_sizes("source_widths", widths, model.config.max_position_embeddings)
-    extras = (processors, prefix_allowed_tokens_fn, stop_sequences)
+    extras = {
+        "processors": processors,
+        "constraint": prefix_allowed_tokens_fn,
+        "stop_sequences": stop_sequences,
+        "draft": draft,
+    }
     programs = {}
     for batch in _requests(model.config, config, batch_sizes, widths, extras):
         rows, source, prompt = batch.inputs.shape
         programs.setdefault((rows, source or prompt), batch)
-    key = jax.random.key(0) if config.do_sample else None
     on_progress(0, len(programs))
     for done, batch in enumerate(programs.values(), 1):
+        keys = prompt_keys(jax.random.key(0), batch.inputs.shape[0]) if config.do_sample else None
         # A later call of `decode` with such arguments finds what was compiled here.
-        decode.lower(model, batch.plan, params, batch.inputs, batch.task, key).compile()
+        decode.lower(model, batch.plan, params, batch.inputs, batch.task, keys, draft).compile()
         on_progress(done, len(programs))
     return tuple(programs)
 
@@ -104,10 +113,10 @@ def _requests(
     config: GenerationConfig,
     batch_sizes: Sequence[int],
     widths: Sequence[int],
-    extras: tuple[Any, Any, Any],
+    extras: dict[str, Any],
 ) -> Iterator[Request]:
     """A batch of each size; which ids it holds makes no difference to a program."""
     for width in widths:
         for batch in batch_sizes:
             ids = np.zeros((batch, width), np.int32)
-            yield request(model, config, {"input_ids": ids, "attention_mask": np.ones_like(ids)}, *extras)
+            yield request(model, config, {"input_ids": ids, "attention_mask": np.ones_like(ids)}, **extras)

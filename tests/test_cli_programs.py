@@ -136,8 +136,8 @@ def test_the_second_start_compiles_nothing_and_a_broken_cache_is_healed(tmp_path
 def test_warm_up_keeps_programs_for_the_sizes_and_options_given(monkeypatch, tmp_path):
     asked = []
 
-    def compile_nothing(model, params, config, *, batch_sizes, source_widths, on_progress):
-        del model, params
+    def compile_nothing(model, params, config, *, batch_sizes, source_widths, draft, on_progress):
+        del model, params, draft
         asked.append((config.num_beams, batch_sizes, source_widths))
         on_progress(1, 1)
         return ((1, 16), (8, 16))
@@ -169,8 +169,8 @@ def bot() -> Chatbot:
 def test_a_chat_compiles_the_widths_that_its_prompts_can_have(bot, monkeypatch):
     asked, done = [], threading.Event()
 
-    def compile_nothing(model, params, config, *, source_widths, on_progress):
-        del model, params, on_progress
+    def compile_nothing(model, params, config, *, source_widths, draft, on_progress):
+        del model, params, draft, on_progress
         asked.append((config, source_widths))
         done.set()
 
@@ -193,8 +193,8 @@ def test_a_chat_that_ends_waits_for_no_compilation(bot, monkeypatch):
     left, compiling, may_end = [], threading.Event(), threading.Event()
     reported = []
 
-    def compile_long(model, params, config, *, source_widths, on_progress):
-        del model, params, config, source_widths
+    def compile_long(model, params, config, *, source_widths, draft, on_progress):
+        del model, params, config, source_widths, draft
         compiling.set()
         may_end.wait(10)
         try:

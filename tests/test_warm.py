@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.generation import GenerationConfig, generate
+from blenderbot_jax.generation import GenerationConfig, generate, generate_many
 from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration, Params
 from blenderbot_jax.warm import warm_up
 
@@ -93,6 +93,18 @@ def test_sampling_rules_and_stop_sequences_are_part_of_what_is_warmed(model, par
     assert compiled == []
 
 
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True}], ids=["greedy", "sample"])
+def test_lists_of_prompts_run_the_programs_of_batches(model, params, settings):
+    config = GenerationConfig(max_length=10, no_repeat_ngram_size=4, **settings)
+    key = jax.random.key(3) if settings else None
+    warm_up(model, params, config, batch_sizes=(2,), source_widths=(16,))
+    with compilations() as compiled:
+        found = dict(generate_many(model, params, [[5, 6, 7], [8, 9]], config=config, key=key))
+        generate(model, params, prompts(2, 5), config=config, key=key)
+    assert list(found) == [(0, 1)]
+    assert compiled == []
+
+
 def test_every_width_is_warmed_unless_said_otherwise(model, params, monkeypatch):
     asked = []
 
@@ -100,7 +112,7 @@ def test_every_width_is_warmed_unless_said_otherwise(model, params, monkeypatch)
         def compile(self) -> None:
             """Nothing is compiled here."""
 
-    def lower(model, plan, params, inputs, task, key):
+    def lower(model, plan, params, inputs, task, key, draft):
         asked.append(inputs.shape)
         return Program()
 

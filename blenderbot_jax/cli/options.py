@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli.programs import program_cache_option
-from blenderbot_jax.generation import GenerationConfig
+from blenderbot_jax.generation import Draft, GenerationConfig
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.quantize import QUANTIZATIONS
 
@@ -43,7 +43,24 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; it receives them as keywords and passes them to `load_bot`."""
-    return model_options(decoding_options(command))
+    return model_options(draft_options(decoding_options(command)))
+
+
+def draft_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that let a smaller model draft: `draft` and `draft_tokens`, None where not given."""
+    tokens = click.option(
+        "--draft-tokens",
+        type=click.IntRange(min=1),
+        default=None,
+        help=f"With --draft: tokens drafted at a time; {Draft.tokens} if not given.",
+    )
+    name = click.option(
+        "--draft",
+        metavar="NAME",
+        default=None,
+        help="A smaller model that drafts, for --beams 1 or --sample; replies stay the same.",
+    )
+    return name(tokens(command))
 
 
 def decoding_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,10 +133,19 @@ def load_checkpoint(
 def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
     """The bot that the options describe, and the key it draws with (None if it does not sample)."""
     seed = options.pop("seed")
+    draft, draft_tokens = options.pop("draft", None), options.pop("draft_tokens", None)
     decoding = {field: options.pop(field) for field, _, _ in _DECODING.values()}
+    if draft is None and draft_tokens is not None:
+        raise click.UsageError("--draft-tokens has no effect without a --draft to make them")
     checkpoint = load_checkpoint(**options)
     config = decoding_config(checkpoint.generation_config, decoding)
-    return Chatbot(checkpoint, config), jax.random.key(seed) if config.do_sample else None
+    bot, key = Chatbot(checkpoint, config), jax.random.key(seed) if config.do_sample else None
+    if draft is None:
+        return bot, key
+    if (config.num_beams or 1) > 1:
+        raise click.UsageError(f"--draft has no effect on a search with {config.num_beams} beams: add --beams 1")
+    other = load_checkpoint(**{**options, "name": draft, "revision": None})
+    return bot.with_draft(other, draft_tokens or Draft.tokens), key
 
 
 def decoding_config(config: GenerationConfig, decoding: dict[str, Any]) -> GenerationConfig:

@@ -51,6 +51,7 @@ def warm_up(batch_sizes: tuple[int, ...], source_widths: tuple[int, ...], **opti
             bot.generation_config,
             batch_sizes=batch_sizes,
             source_widths=source_widths or None,
+            draft=bot.draft,
             on_progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     sizes = ", ".join(f"{rows} x {width} tokens" for rows, width in programs)

@@ -50,8 +50,8 @@ class Warming:
             checkpoint = self._bot.checkpoint
             least = len(checkpoint.encode(self._conversation.add("user", "Hi")).input_ids)
             widths = [width for width in prompt_widths(checkpoint.model.config) if width >= least]
-            config = self._bot.generation_config
-            warm_up(checkpoint.model, checkpoint.params, config, source_widths=widths, on_progress=self._go_on)
+            options = {"source_widths": widths, "draft": self._bot.draft, "on_progress": self._go_on}
+            warm_up(checkpoint.model, checkpoint.params, self._bot.generation_config, **options)
 
     def _go_on(self, done: int, total: int) -> None:
         if self._ended.is_set():

@@ -6,3 +6,4 @@ from blenderbot_jax.generation.generate import generate as generate
 from blenderbot_jax.generation.many import Packing as Packing
 from blenderbot_jax.generation.many import generate_many as generate_many
 from blenderbot_jax.generation.packing import choose_buckets as choose_buckets
+from blenderbot_jax.generation.speculation import Draft as Draft

@@ -4,6 +4,7 @@ It encodes, computes the cross-attention keys and values once, and decodes in a 
 every row has.
 """
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -16,19 +17,44 @@ from blenderbot_jax.generation.inputs import Inputs
 from blenderbot_jax.generation.plan import Plan
 from blenderbot_jax.generation.replay import Recording, record
 from blenderbot_jax.generation.sampling import Replies, decode_rows
+from blenderbot_jax.generation.speculation import Draft, speculate
 from blenderbot_jax.generation.task import Task
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def decode(
-    model: Any, plan: Plan, params: Any, inputs: Inputs, task: Task, key: jax.Array | None
+    model: Any,
+    plan: Plan,
+    params: Any,
+    inputs: Inputs,
+    task: Task,
+    key: jax.Array | None,
+    draft: Draft | None = None,
 ) -> tuple[Replies, Recording]:
-    """The whole of decoding; compiled once per model, plan and bucket."""
+    """The whole of decoding; compiled once per model, plan, bucket and model of a draft."""
     variables = {"params": params}
-    encoded = inputs.encoded
-    if encoded is None and model.config.is_encoder_decoder:
-        embeds = {} if inputs.source_embeds is None else {"inputs_embeds": inputs.source_embeds}
-        encoded = model.apply(variables, inputs.source_ids, inputs.source_mask, method="encode", **embeds)
+    encoded = _encoded(model, variables, inputs)
+    if draft is None:
+        replies, rounds = _decoded(model, plan, variables, encoded, inputs, task, key), None
+    else:
+        replies, rounds = _speculated(model, plan, variables, encoded, inputs, task, key, draft)
+    replies = jax.tree.map(lambda leaf: leaf[:, : plan.returned], replies)
+    recording = record(model, plan, variables, encoded, inputs, task, replies)
+    return replies, dataclasses.replace(recording, rounds=rounds)
+
+
+def _encoded(model: Any, variables: Any, inputs: Inputs) -> Any:
+    """The encoder's output, given or computed; None for a decoder that stands alone."""
+    if inputs.encoded is not None or not model.config.is_encoder_decoder:
+        return inputs.encoded
+    embeds = {} if inputs.source_embeds is None else {"inputs_embeds": inputs.source_embeds}
+    return model.apply(variables, inputs.source_ids, inputs.source_mask, method="encode", **embeds)
+
+
+def _decoded(
+    model: Any, plan: Plan, variables: Any, encoded: Any, inputs: Inputs, task: Task, key: jax.Array | None
+) -> Replies:
+    """Token by token."""
     cache = _begin(model, plan, variables, encoded, inputs, task)
     positions = model.config.max_position_embeddings
 
@@ -36,15 +62,44 @@ def decode(
         return over_caches(lambda one: grow(one, min(capacity, positions)), cache)
 
     def step(tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        logits, cache = model.apply(variables, tokens[:, :, None], cache, method="decode_step")
+        logits, cache = _read(model, variables, tokens[:, :, None], cache)
         return logits[:, :, 0], cache
 
     if plan.mode in ("beam", "beam_sample"):
-        replies = beam_search(step, _reorder_all, cache, task, plan, key, grow_all)
-    else:
-        replies = decode_rows(step, cache, task, plan, key, grow_all)
-    replies = jax.tree.map(lambda leaf: leaf[:, : plan.returned], replies)
-    return replies, record(model, plan, variables, encoded, inputs, task, replies)
+        return beam_search(step, _reorder_all, cache, task, plan, key, grow_all)
+    return decode_rows(step, cache, task, plan, key, grow_all)
+
+
+def _speculated(
+    model: Any,
+    plan: Plan,
+    variables: Any,
+    encoded: Any,
+    inputs: Inputs,
+    task: Task,
+    key: jax.Array | None,
+    draft: Draft,
+) -> tuple[Replies, jax.Array]:
+    """Some tokens a round; the replies, and the rounds."""
+    # A round writes several tokens, so the cache has one segment.
+    plan = dataclasses.replace(plan, segments=())
+    own = {"params": draft.params}
+    prompts = dataclasses.replace(inputs, encoded=None, source_embeds=None)
+    return speculate(
+        partial(_read, model, variables),
+        _begin(model, plan, variables, encoded, inputs, task),
+        partial(_read, draft.model, own),
+        _begin(draft.model, plan, own, _encoded(draft.model, own, prompts), prompts, task),
+        task,
+        plan,
+        key,
+        tokens=draft.tokens,
+        room=min(plan.capacity, model.config.max_position_embeddings),
+    )
+
+
+def _read(model: Any, variables: Any, tokens: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    return model.apply(variables, tokens, cache, method="decode_step")
 
 
 def _begin(model: Any, plan: Plan, variables: Any, encoded: Any, inputs: Inputs, task: Task) -> Any:

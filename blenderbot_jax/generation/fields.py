@@ -7,7 +7,9 @@ from typing import Any
 from blenderbot_jax.config import as_ids
 
 OUTPUTS = ("scores", "logits", "attentions", "hidden_states")
-_NO_ASSISTANT = "no assistant drafts tokens here (it changes the speed of a reply, not the reply); leave it out"
+_NO_ASSISTANT = (
+    "a draft is no part of a configuration: say draft=Draft(model, params, tokens=4) to generate, or leave it out"
+)
 _MOVED = "transformers 5 has moved it out of its library too; leave it out"
 _CACHES = (
     "static", "offloaded_static", "dynamic", "offloaded", "sliding_window", "hybrid", "hybrid_chunked",

@@ -17,7 +17,8 @@ from blenderbot_jax.generation.plan import LENGTH_BUCKETS
 from blenderbot_jax.generation.processors import Constraint, CustomProcessor
 from blenderbot_jax.generation.replay import Recording
 from blenderbot_jax.generation.request import request
-from blenderbot_jax.generation.sampling import Replies
+from blenderbot_jax.generation.sampling import Replies, prompt_keys
+from blenderbot_jax.generation.speculation import Draft
 
 # Arguments of transformers' generate -> the values that ask for nothing, and what to do instead.
 _REFUSALS: Refusals = {
@@ -26,7 +27,7 @@ _REFUSALS: Refusals = {
     "logits_processor": ((None,), "say processors=(f, ...), pure functions of (scores, step)"),
     "stopping_criteria": ((None,), "say stop_sequences=[[ids], ...]; a compiled loop calls no Python"),
     "streamer": ((None,), "a compiled loop calls no Python: decode in pieces, each with the last as decoder_input_ids"),
-    "assistant_model": ((None,), "leave it out"),
+    "assistant_model": ((None,), "say draft=Draft(model, params), or leave it out"),
     "tokenizer": ((None,), "decoding knows ids alone: pass stop_sequences=[[ids], ...]"),
     "synced_gpus": ((None, False), "leave it out"),
     "negative_prompt_ids": ((None,), "guidance is not implemented: combine scores in processors="),
@@ -80,6 +81,8 @@ class GenerateOutput:
     """L arrays [B, N, S, S]."""
     encoder_hidden_states: tuple[jax.Array, ...] | None = None
     """L + 1 arrays [B, S, D]."""
+    rounds: jax.Array | None = None
+    """Scalar int32, with a draft: the model's steps, each of which gave 1 to `draft.tokens` + 1 tokens of every row."""
 
 
 def generate(
@@ -98,6 +101,7 @@ def generate(
     prefix_allowed_tokens_fn: Constraint | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     widths: Sequence[int] = LENGTH_BUCKETS,
+    draft: Draft | None = None,
     **others: Any,
 ) -> GenerateOutput:
     """Decode replies.
@@ -121,6 +125,8 @@ def generate(
         stop_sequences: sequences of ids, each of which ends a reply as `</s>` does.
         widths: what prompts are padded to, ascending, one program each; `choose_buckets` finds those that fit some
             lengths best. Past the last the library's own go on.
+        draft: a smaller model that drafts tokens for this one to confirm, greedily or with the same key: the replies
+            are the same up to rounding, and may come sooner. Not for beams.
         others: further arguments of transformers, refused by name unless they ask for nothing.
 
     Returns:
@@ -148,8 +154,9 @@ def generate(
         "encoder_attention_mask": encoder_attention_mask,
         "inputs_embeds": inputs_embeds,
     }
-    batch = request(model.config, config, given, processors, prefix_allowed_tokens_fn, stop_sequences, widths)
-    replies, recording = decode(model, batch.plan, params, batch.inputs, batch.task, key)
+    batch = request(model.config, config, given, processors, prefix_allowed_tokens_fn, stop_sequences, widths, draft)
+    keys = None if key is None else prompt_keys(key, batch.inputs.shape[0])
+    replies, recording = decode(model, batch.plan, params, batch.inputs, batch.task, keys, draft)
     return _cropped(replies, recording, batch.shape, batch.max_length)
 
 
@@ -177,6 +184,7 @@ def _cropped(replies: Replies, recording: Recording, shape: tuple[int, int, int]
         decoder_hidden_states=layers(lambda a: _crop(a, np.s_[:B, :, :T]), recording.decoder_hidden_states),
         encoder_attentions=layers(lambda a: _crop(a, np.s_[:B, :, :S, :S]), recording.encoder_attentions),
         encoder_hidden_states=layers(lambda a: _crop(a, np.s_[:B, :S]), recording.encoder_hidden_states),
+        rounds=recording.rounds,
     )
 
 

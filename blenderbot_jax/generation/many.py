@@ -19,6 +19,7 @@ from blenderbot_jax.generation.inputs import Inputs, check_key, seq2seq_inputs, 
 from blenderbot_jax.generation.packing import Batch, Costs, Limits, covering, pack
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, Plan, compile_config, pad_token
 from blenderbot_jax.generation.sampling import Replies
+from blenderbot_jax.generation.speculation import Draft, check_draft
 from blenderbot_jax.generation.task import Task
 
 # What the keys and values of a batch may take of an accelerator's memory, and where its size is not known.
@@ -64,16 +65,20 @@ class Packing:
             return self.batch_size
         return _ACCELERATOR_ROWS if jax.default_backend() != "cpu" else max(_CPU_ROWS // plan.rows, 1)
 
-    def batches(self, prompts: Mapping[int, Sequence[int]], model: GenerativeModel, plan: Plan) -> list[Batch]:
+    def batches(
+        self, prompts: Mapping[int, Sequence[int]], model: GenerativeModel, plan: Plan, draft: Draft | None = None
+    ) -> list[Batch]:
         """The batches for some prompts.
 
         Args:
             prompts: ids by place in the caller's list.
             model: whose keys and values take the memory.
             plan: how replies are decoded.
+            draft: whose keys and values take memory too.
         """
         memory = _memory() if self.memory is None else self.memory
-        limits = Limits(self.most(plan), memory // _place_bytes(model), plan.rows * plan.capacity)
+        place = _place_bytes(model) + (0 if draft is None else _place_bytes(draft.model))
+        limits = Limits(self.most(plan), memory // place, plan.rows * plan.capacity)
         widths = covering(self.widths, model.config.max_position_embeddings)
         lengths = {place: len(prompt) for place, prompt in prompts.items()}
         return pack(lengths, widths, limits, Costs(place=1 / _reply_cost(model, plan)))
@@ -87,6 +92,7 @@ def generate_many(
     config: GenerationConfig,
     key: jax.Array | None = None,
     packing: Packing | None = None,
+    draft: Draft | None = None,
 ) -> Iterator[tuple[tuple[int, ...], Replies]]:
     """Decode replies to prompts of different lengths, batch by batch, longest prompts first.
 
@@ -100,6 +106,7 @@ def generate_many(
         config: how to decode; what it asks to record (`output_scores` and the like) is not recorded.
         key: a `jax.random.key`; needed for sampling, refused otherwise.
         packing: how prompts are put together; `Packing()` if None.
+        draft: as `generate` takes it; with one, small batches are the faster ones, as in `Packing(batch_size=1)`.
 
     Yields:
         Places in `prompts`, and their replies in that order: numpy arrays `tokens` [B, R, max_length], `lengths` and
@@ -107,7 +114,7 @@ def generate_many(
 
     Raises:
         ValueError: a prompt that is empty, longer than the model's positions or outside its vocabulary, with its place;
-            a key too many or too few. All of it before anything is decoded.
+            a key too many or too few, a draft that does not fit. All of it before anything is decoded.
         TypeError: a model without encoder.
 
     Example:
@@ -119,13 +126,15 @@ def generate_many(
     if not model.config.is_encoder_decoder:
         raise TypeError("generate_many answers prompts that an encoder reads; a causal model has generate")
     check_key(config, key)
+    if draft is not None:
+        check_draft(draft, model.config, config)
     by_place = prompts if isinstance(prompts, Mapping) else dict(enumerate(prompts))
     _check_prompts(by_place, model.config)
     config = config.replace(**{f"output_{name}": False for name in OUTPUTS})
     # Widths and lengths are each row's own, so the plan is the same for every batch.
     plan, _ = compile_config(config, model.config, 1)
-    batches = (packing or Packing()).batches(by_place, model, plan)
-    return ((batch.places, _decoded(model, params, by_place, batch, config, key)) for batch in batches)
+    batches = (packing or Packing()).batches(by_place, model, plan, draft)
+    return ((batch.places, _decoded(model, params, by_place, batch, config, key, draft)) for batch in batches)
 
 
 def _decoded(
@@ -135,6 +144,7 @@ def _decoded(
     batch: Batch,
     config: GenerationConfig,
     key: jax.Array | None,
+    draft: Draft | None,
 ) -> Replies:
     """Replies to the prompts of a batch, as numpy arrays, in its order."""
     plan, settings = compile_config(config, model.config, batch.width)
@@ -144,7 +154,7 @@ def _decoded(
     lengths = inputs.source_mask.sum(axis=1, dtype=np.int32)
     task = Task(inputs.prompt, inputs.source_ids, inputs.valid, dataclasses.replace(settings, source_width=lengths))
     keys = None if key is None else _streams(key, batch)
-    replies, _ = jax.device_get(decode(model, plan, params, inputs, task, keys))
+    replies, _ = jax.device_get(decode(model, plan, params, inputs, task, keys, draft))
     B, length = len(batch.places), int(settings.max_length[0])
     return Replies(
         replies.tokens[:B, :, :length], replies.lengths[:B], replies.scores[:B], replies.log_probs[:B, :, :length]
@@ -180,7 +190,11 @@ def _check_prompts(prompts: Mapping[int, Sequence[int]], model: BlenderbotConfig
 def _place_bytes(model: Any) -> int:
     """Bytes of the keys and values of one place in all layers of the decoder, or of an ensemble's decoders."""
     members = getattr(model, "members", (model,))
-    return sum(2 * one.config.decoder_layers * one.config.d_model * jnp.dtype(one.dtype).itemsize for one in members)
+    return sum(2 * one.config.decoder_layers * one.config.d_model * _itemsize(one) for one in members)
+
+
+def _itemsize(model: Any) -> int:
+    return jnp.dtype(getattr(model, "cache_dtype", None) or model.dtype).itemsize
 
 
 def _reply_cost(model: Any, plan: Plan) -> float:

@@ -30,6 +30,8 @@ class Recording:
     decoder_hidden_states: Layers = None
     encoder_attentions: Layers = None
     encoder_hidden_states: Layers = None
+    rounds: jax.Array | None = None
+    """Scalar int32: steps of the model; None without a draft."""
 
 
 def record(

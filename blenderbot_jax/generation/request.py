@@ -1,10 +1,12 @@
 """From a caller's arrays and configuration to what a decoding program is called with."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from blenderbot_jax.checks import as_array
 from blenderbot_jax.config import BlenderbotConfig
@@ -13,6 +15,7 @@ from blenderbot_jax.generation.inputs import Inputs, causal_inputs, seq2seq_inpu
 from blenderbot_jax.generation.packing import covering
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, Plan, compile_config, pad_token
 from blenderbot_jax.generation.processors import Constraint, CustomProcessor
+from blenderbot_jax.generation.speculation import Draft, check_draft
 from blenderbot_jax.generation.task import Task
 
 
@@ -43,6 +46,7 @@ def request(
     constraint: Constraint | None = None,
     stop_sequences: Sequence[Sequence[int]] = (),
     widths: Sequence[int] = LENGTH_BUCKETS,
+    draft: Draft | None = None,
 ) -> Request:
     """Check a batch, pad it to its bucket, and split its configuration.
 
@@ -51,6 +55,7 @@ def request(
         config: how to decode.
         given: the arrays of `generate` by their names there; one that is missing counts as None.
         processors, constraint, stop_sequences, widths: as `generate` takes them.
+        draft: likewise; it is checked, and changes nothing.
 
     Raises:
         ValueError, TypeError: as `generate` does.
@@ -61,9 +66,14 @@ def request(
         (4, (1, 4, 1), (1, 16, 1))
     """
     inputs = _checked(model, config, {name: as_array(name, given.get(name)) for name in _ARRAYS})
+    if draft is not None:
+        check_draft(draft, model, config, inputs)
     plan, settings = compile_config(config, model, inputs.source_width, inputs.shape[2], stop_sequences)
     positions = model.max_position_embeddings
     padded = to_bucket(inputs, positions, plan.capacity, covering(tuple(widths), positions), plan.rows)
+    # One for each row, as batches of prompts of different lengths have it, so that all run the same programs.
+    widths_of_rows = np.repeat(settings.source_width, len(padded.valid))
+    settings = dataclasses.replace(settings, source_width=widths_of_rows)
     own = tuple(map(_as_data, processors))
     bound = None if constraint is None else _as_data(constraint)
     task = Task(padded.prompt, padded.source_ids, padded.valid, settings, bound, own)

@@ -65,22 +65,15 @@ def decode_rows(
             from its own stream, whatever else is in the batch.
         grow: (cache, capacity) -> cache, for a cache that begins with the first of the plan's segments.
     """
-    state = _start(cache, task, plan)
-    keys = None if key is None else _row_keys(key, *state.finished.shape)
-
-    def unfinished(state: RowState) -> jax.Array:
-        return ~state.finished.all() & (state.length < plan.capacity)
+    state = start_rows(cache, task, plan)
+    keys = None if key is None else row_keys(key, *state.finished.shape)
 
     def advance(state: RowState) -> RowState:
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.length - 1, axis=2, keepdims=False)
         logits, cache = step(last, state.cache)
-        scores = task.bend(logits, state.tokens, state.length, plan)
-        chosen = scores.argmax(axis=-1) if keys is None else _draw(keys, state.length, scores)
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(scores), chosen[..., None], axis=-1)[..., 0]
-        return _write(dataclasses.replace(state, cache=cache), chosen.astype(jnp.int32), log_probs, task, plan)
+        return extend(dataclasses.replace(state, cache=cache), logits, keys, task, plan)
 
-    end = loop_in_segments(unfinished, advance, state, plan, grow)
-    return Replies(end.tokens, end.lengths, end.log_probs.sum(axis=-1), end.log_probs)
+    return as_replies(loop_in_segments(partial(unfinished, plan=plan), advance, state, plan, grow))
 
 
 def loop_in_segments(
@@ -111,7 +104,8 @@ def _with_room(unfinished: Callable[[Any], jax.Array], capacity: int, state: Any
     return unfinished(state) & (state.length <= capacity)
 
 
-def _start(cache: Any, task: Task, plan: Plan) -> RowState:
+def start_rows(cache: Any, task: Task, plan: Plan) -> RowState:
+    """The rows before the first step, around a cache that holds all but the last token of the prompt."""
     tokens = task.first_tokens(plan)
     rows = tokens.shape[:2]
     return RowState(
@@ -122,6 +116,38 @@ def _start(cache: Any, task: Task, plan: Plan) -> RowState:
         finished=jnp.broadcast_to(~task.valid[:, None], rows),
         cache=cache,
     )
+
+
+def unfinished(state: RowState, plan: Plan) -> jax.Array:
+    """Whether any row goes on."""
+    return ~state.finished.all() & (state.length < plan.capacity)
+
+
+def extend(state: RowState, logits: jax.Array, keys: jax.Array | None, task: Task, plan: Plan) -> RowState:
+    """Append to each row that is not finished what is chosen from its logits [B, K, V]."""
+    scores = task.bend(logits, state.tokens, state.length, plan)
+    chosen = choose(scores, state.length, keys)
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(scores), chosen[..., None], axis=-1)[..., 0]
+    return _write(state, chosen, log_probs, task, plan)
+
+
+def choose(scores: jax.Array, length: jax.Array, keys: jax.Array | None) -> jax.Array:
+    """The token that follows the first `length` of each row, [B, K] int32.
+
+    It depends on scores, length and key alone: who draws twice at a length draws with the same noise.
+
+    Args:
+        scores: [B, K, V], after all rules.
+        length: scalar int32.
+        keys: [B, K] of the rows, to draw from softmax(scores); None takes the likeliest.
+    """
+    chosen = scores.argmax(axis=-1) if keys is None else _draw(keys, length, scores)
+    return chosen.astype(jnp.int32)
+
+
+def as_replies(state: RowState) -> Replies:
+    """The rows when all is done."""
+    return Replies(state.tokens, state.lengths, state.log_probs.sum(axis=-1), state.log_probs)
 
 
 def _write(state: RowState, chosen: jax.Array, log_probs: jax.Array, task: Task, plan: Plan) -> RowState:
@@ -138,6 +164,7 @@ def _write(state: RowState, chosen: jax.Array, log_probs: jax.Array, task: Task,
     )
 
 
+@partial(jax.jit, static_argnums=1)
 def prompt_keys(key: jax.Array, B: int) -> jax.Array:
     """[B] keys, one per prompt: those that are given, or streams 0 to B - 1 of a single key."""
     # A key of the old kind, an array [2] of integers, is a single one.
@@ -145,7 +172,7 @@ def prompt_keys(key: jax.Array, B: int) -> jax.Array:
     return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
 
 
-def _row_keys(key: jax.Array, B: int, K: int) -> jax.Array:
+def row_keys(key: jax.Array, B: int, K: int) -> jax.Array:
     """[B, K] keys, each the same however large B and K are."""
     return jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(prompt_keys(key, B), jnp.arange(K))
 
