@@ -203,15 +203,20 @@ def compile_for(program: Program, target: Path) -> dict[str, int]:
     params = abstract(jax.eval_shape(model.init_params, jax.random.key(0)), jnp.dtype(program.dtype))
     settings = GenerationConfig.recipe(**CASES[program.case])
     plan, numbers = compile_config(settings, config, program.source)
+    # A lone row is decoded as two on a GPU, as `to_bucket` says.
+    B = max(program.batch, 1 if plan.rows > 1 else 2)
+    numbers = dataclasses.replace(numbers, source_width=np.repeat(numbers.source_width, B))
     # This process sees a CPU, on which a cache grows in segments; on the GPU it has its whole size.
     plan = dataclasses.replace(plan, segments=(plan.capacity,))
-    ids = np.full((program.batch, program.source), 5, np.int32)
+    ids = np.full((B, program.source), 5, np.int32)
     pad, start = config.pad_token_id or 0, config.decoder_start_token_id
     inputs = abstract(seq2seq_inputs(config, ids, np.ones_like(ids, bool), None, None, None, pad=pad, start=start))
     task = Task(inputs.prompt, inputs.source_ids, inputs.valid, abstract(numbers))
-    key = abstract(jax.eval_shape(lambda: jax.random.key(0))) if settings.do_sample else None
+    key = None
+    if settings.do_sample:
+        key = abstract(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B)))
     compiled = decode.lower(model, plan, params, inputs, task, key).compile()
-    slots = program.batch * plan.rows * plan.capacity * config.d_model * jnp.dtype(program.dtype).itemsize
+    slots = B * plan.rows * plan.capacity * config.d_model * jnp.dtype(program.dtype).itemsize
     memory = compiled.memory_analysis()
     return {"cache_bytes": slots, "temporary_bytes": memory.temp_size_in_bytes if memory else 0}
 

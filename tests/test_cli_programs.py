@@ -140,15 +140,31 @@ def test_warm_up_keeps_programs_for_the_sizes_and_options_given(monkeypatch, tmp
         del model, params, draft
         asked.append((config.num_beams, batch_sizes, source_widths))
         on_progress(1, 1)
-        return ((1, 16), (8, 16))
+        return tuple((size, 16) for size in batch_sizes)
 
-    monkeypatch.setattr("blenderbot_jax.warm.warm_up", compile_nothing)
+    monkeypatch.setattr("blenderbot_jax.chatbot.warm_up", compile_nothing)
     monkeypatch.setattr("blenderbot_jax.cli.warm_up.jax_folder", lambda: str(tmp_path))
     options = ["--beams", "2", "--batch-size", "1", "--batch-size", "8", "--source-width", "9"]
     result = CliRunner().invoke(main, ["warm-up", *options])
     assert result.stdout == f"demo: programs for 1 x 16 tokens, 8 x 16 tokens are kept in {tmp_path}\n", result.stderr
     assert CliRunner().invoke(main, ["warm-up"]).exit_code == 0
-    assert asked == [(2, (1, 8), (9,)), (3, (1,), None)]
+    assert asked == [(2, (1,), (9,)), (2, (8,), (9,)), (3, (1,), None)]
+
+
+@pytest.mark.slow
+def test_after_warming_up_replies_compile_nothing(tmp_path):
+    root = Path(blenderbot_jax.__file__).parents[1]
+    options = ["--beams", "1", "--max-length", "12", "--program-cache", str(tmp_path)]
+
+    def programs_after(*command: str) -> set[str]:
+        subprocess.run([sys.executable, "-m", "blenderbot_jax", *command, *options], cwd=root, check=True)
+        return {path.name for path in tmp_path.rglob("jit_decode-*-cache")}
+
+    kept = programs_after("warm-up", "--batch-size", "1", "--batch-size", "2", "--source-width", "16")
+    assert len(kept) == 2
+    assert programs_after("reply", "Hi!") == kept
+    (tmp_path / "lines").write_text("Hi!\nHello!\n")
+    assert programs_after("reply", "--file", str(tmp_path / "lines")) == kept
 
 
 def test_warming_up_without_a_place_to_keep_programs_is_refused(monkeypatch):

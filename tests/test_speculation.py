@@ -138,12 +138,12 @@ def test_once_warm_a_draft_of_another_architecture_compiles_nothing_and_may_draf
 
 
 def test_tokens_drawn_with_a_draft_follow_the_models_distribution(model, params, drafts):
-    """2,000 second tokens, after a forced first, against the model's own probabilities.
+    """1,000 second tokens, after a forced first, against the model's own probabilities.
 
     The forced token is always guessed right, so the second is chosen from a guess that was read. The key is fixed, so
     the outcome is too; the bound on the total variation is about three times what as many draws miss by on average.
     """
-    count, first = 2000, 7
+    count, first = 1000, 7
     config = GenerationConfig(
         do_sample=True, top_k=8, max_length=3, num_return_sequences=count, forced_bos_token_id=first
     )
@@ -154,7 +154,7 @@ def test_tokens_drawn_with_a_draft_follow_the_models_distribution(model, params,
     kept = logits >= np.sort(logits)[-8]
     wanted = np.where(kept, np.exp(logits - logits.max()), 0)
     found = np.bincount(np.asarray(out.sequences)[0, :, 2], minlength=len(logits)) / count
-    assert np.abs(found - wanted / wanted.sum()).sum() / 2 < 0.06
+    assert np.abs(found - wanted / wanted.sum()).sum() / 2 < 0.08
 
 
 @pytest.mark.slow
@@ -219,7 +219,7 @@ def test_a_causal_draft_cannot_read_what_an_encoder_gave(tiny_config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(24))
 def test_random_settings_give_the_replies_without_a_draft(model, params, seed):
     rng = np.random.default_rng(seed)
     samples = bool(rng.integers(2))

@@ -1,11 +1,11 @@
 """`blenderbot-jax warm-up`: compile ahead of time what later commands will need."""
 
+from functools import partial
 from typing import Any
 
 import click
-from rich.progress import MofNCompleteColumn
+from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from blenderbot_jax import warm
 from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar
 from blenderbot_jax.cli.programs import jax_folder
 
@@ -43,16 +43,19 @@ def warm_up(batch_sizes: tuple[int, ...], source_widths: tuple[int, ...], **opti
     if kept is None:
         raise click.UsageError("programs are kept nowhere, so there is nothing to gain: name a --program-cache")
     bot, _ = load_bot(**options)
+    programs = []
     with progress_bar(MofNCompleteColumn()) as progress:
-        task = progress.add_task("programs", total=None)
-        programs = warm.warm_up(
-            bot.checkpoint.model,
-            bot.checkpoint.params,
-            bot.generation_config,
-            batch_sizes=batch_sizes,
-            source_widths=source_widths or None,
-            draft=bot.draft,
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        for size in dict.fromkeys(batch_sizes):
+            task = progress.add_task(f"programs for {size} prompts", total=None)
+            # The form of the weights is part of a program, and chat and reply prepare theirs.
+            programs += bot.prepared(size).warm_up(
+                batch_sizes=(size,),
+                source_widths=source_widths or None,
+                on_progress=partial(_show, progress, task),
+            )
     sizes = ", ".join(f"{rows} x {width} tokens" for rows, width in programs)
     click.echo(f"{options['name']}: programs for {sizes} are kept in {kept}")
+
+
+def _show(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
