@@ -55,7 +55,7 @@ def test_the_bundled_model_brings_its_own_decoding():
     assert bot.generation_config.num_beams > 1
 
 
-@pytest.mark.parametrize("kind", ["bot", "beam_bot"])
+@pytest.mark.parametrize("kind", [pytest.param("bot", marks=pytest.mark.slow), "beam_bot"])
 def test_replies_are_in_order_and_equal_to_one_by_one(kind, request):
     bot = request.getfixturevalue(kind)
     counts = []

@@ -381,6 +381,7 @@ def test_info_counts_the_memory_of_decoding(small_demo):
 # What it costs
 
 
+@pytest.mark.slow
 def test_perplexity_rises_by_less_than_one_per_cent(demo, data_folder):
     # Of one width, so that one program serves.
     examples = held_out(demo, data_folder / "dialogues")
