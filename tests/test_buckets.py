@@ -1,8 +1,5 @@
 """One compiled program per bucket and plan: neither another prompt nor another number compiles a new one."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import jax
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from blenderbot_jax import (
 )
 from blenderbot_jax.generation.many import Packing, generate_many
 from blenderbot_jax.generation.plan import compile_config
+from tests.compiling import compiled_programs
 
 VOCAB, POSITIONS = 32, 40
 
@@ -37,23 +35,6 @@ def tiny():
     return model, model.init_params(jax.random.key(0))
 
 
-@contextmanager
-def programs() -> Iterator[list[str]]:
-    """The names of the programs that are compiled meanwhile."""
-    seen: list[str] = []
-
-    def listen(event: str, duration: float, **others: str) -> None:
-        del duration
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(others["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 def prompts(rng, rows, width):
     return rng.integers(4, VOCAB, (rows, width), dtype=np.int32)
 
@@ -61,7 +42,7 @@ def prompts(rng, rows, width):
 def test_five_hundred_prompts_compile_one_program_per_bucket(tiny):
     rng = np.random.default_rng(0)
     config = GenerationConfig(max_length=5)
-    with programs() as seen:
+    with compiled_programs() as seen:
         for number in range(500):
             out = generate(*tiny, prompts(rng, 1, 1 + number % POSITIONS), config=config)
             assert out.sequences.shape == (1, 1, 5)
@@ -71,7 +52,7 @@ def test_five_hundred_prompts_compile_one_program_per_bucket(tiny):
 def test_batches_compile_one_program_per_bucket(tiny):
     rng = np.random.default_rng(0)
     config = GenerationConfig(max_length=6)
-    with programs() as seen:
+    with compiled_programs() as seen:
         for rows in (3, 4, 3):
             assert generate(*tiny, prompts(rng, rows, 7), config=config).lengths.shape == (rows, 1)
     assert seen.count("jit(decode)") == 1
@@ -81,7 +62,7 @@ def test_chosen_widths_are_what_prompts_are_padded_to(tiny):
     rng = np.random.default_rng(0)
     ids = prompts(rng, 1, 20)
     config = GenerationConfig(max_length=11)
-    with programs() as seen:
+    with compiled_programs() as seen:
         for width in (17, 20, 24):
             generate(*tiny, prompts(rng, 1, width), config=config, widths=(16, 24))
     assert seen.count("jit(decode)") == 1
@@ -94,7 +75,7 @@ def test_twenty_temperatures_compile_one_program(tiny):
     config = GenerationConfig(do_sample=True, max_length=5)
     ids = prompts(rng, 1, 7)
     generate(*tiny, ids, config=config.replace(temperature=0.5), key=jax.random.key(0))
-    with programs() as seen:
+    with compiled_programs() as seen:
         for temperature in np.linspace(0.6, 2.0, 20).tolist():
             generate(*tiny, ids, config=config.replace(temperature=temperature), key=jax.random.key(0))
     assert seen == []
@@ -121,7 +102,7 @@ def test_many_prompts_compile_one_program_per_shape(tiny):
     lists = [mixed(rng, 40) for _ in range(3)]
     plan, _ = compile_config(config, tiny[0].config, 1)
     batches = [batch for asked in lists for batch in packing.batches(dict(enumerate(asked)), tiny[0], plan)]
-    with programs() as seen:
+    with compiled_programs() as seen:
         for asked in lists:
             gathered(*tiny, asked, config=config, packing=packing)
     assert seen.count("jit(decode)") == len({(batch.rows, batch.width) for batch in batches}) == 2

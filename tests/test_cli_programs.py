@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import pytest
 from click.testing import CliRunner
 
@@ -18,6 +17,7 @@ from blenderbot_jax.cli import main, programs, warming
 from blenderbot_jax.cli.programs import keep_programs, program_cache
 from blenderbot_jax.cli.warming import Warming
 from blenderbot_jax.dialogue import Conversation
+from tests.compiling import compiled_programs
 
 FOLDER = "jax_compilation_cache_dir"
 
@@ -238,18 +238,8 @@ def test_a_reply_waits_for_its_program_in_the_making_and_makes_no_second_one(bot
     # Rules of which no other test makes a program.
     config = bot.generation_config.replace(num_beams=1, max_length=12, min_length=3, no_repeat_ngram_size=9)
     bot = Chatbot(bot.checkpoint, config)
-    compiled = []
-
-    def listen(event: str, seconds: float, **tags: object) -> None:
-        del seconds
-        if event.endswith("/backend_compile_duration") and "decode" in str(tags["fun_name"]):
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        with Warming(bot, Conversation(persona=("i love hiking.",) * 9)) as running:
-            bot.respond(Conversation(persona=("i love hiking.",) * 9).add("user", "Hi"))
-            running.join()
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    persona = ("i love hiking.",) * 9
+    with compiled_programs("decode") as compiled, Warming(bot, Conversation(persona=persona)) as running:
+        bot.respond(Conversation(persona=persona).add("user", "Hi"))
+        running.join()
     assert len(compiled) == 1

@@ -1,7 +1,6 @@
 """warm_up: after it, generate compiles nothing; before it, it does."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 import jax
 import numpy as np
@@ -11,6 +10,7 @@ from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation import GenerationConfig, generate, generate_many
 from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration, Params
 from blenderbot_jax.warm import warm_up
+from tests.compiling import compiled_programs
 
 GREEDY = GenerationConfig(max_length=9)
 
@@ -32,21 +32,7 @@ def zeros(model: BlenderbotForConditionalGeneration | BlenderbotForCausalLM) -> 
     return jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype)), shapes)
 
 
-@contextmanager
-def compilations() -> Iterator[list[object]]:
-    """The decoding programs that were compiled, or read from the persistent cache, within the block."""
-    events: list[object] = []
-
-    def listen(event: str, seconds: float, **tags: object) -> None:
-        del seconds
-        if event.endswith("/backend_compile_duration") and "decode" in str(tags["fun_name"]):
-            events.append(tags["fun_name"])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+compilations = partial(compiled_programs, "decode")
 
 
 def prompts(rows: int, width: int) -> np.ndarray:
