@@ -16,7 +16,7 @@ from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.generation.plan import Plan, Settings, compile_config
 from blenderbot_jax.generation.processors import ORDER, Step, ends_with, process
-from tests.test_buckets import programs
+from tests.compiling import compiled_programs
 
 V = 10
 MODEL = BlenderbotConfig(vocab_size=V, d_model=8, encoder_attention_heads=2, decoder_attention_heads=2)
@@ -305,7 +305,7 @@ def test_a_batch_may_hold_other_numbers_in_each_row():
 def test_other_numbers_compile_nothing():
     scores, step, numbers, plan = everything()
     _process(scores, step, numbers, plan)
-    with programs() as seen:
+    with compiled_programs() as seen:
         for changes in (OTHER_NUMBERS, {"top_p": 0.5, "suppress_tokens": [4], "min_p": 0.3, "max_length": 30}):
             _process(*everything(**changes))
         _, other = compile_config(GenerationConfig(**EVERYTHING), MODEL, 5, prompt_length=3)
