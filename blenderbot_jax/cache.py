@@ -13,19 +13,34 @@ The two agree up to rounding; the table avoids moving the cache at each step of 
 Keys lie with the slots last, values with the slots first: as the two products of attention read them, so that neither
 copies. Slots are ordered by time, then by beam: the slots of a step are neighbours, and a step is one write in place.
 Slots come in segments. A cache may start small and `grow`, and early steps then attend to few slots.
+
+A cache for native kernels has both with the slots first, in one segment: they read a query's own slots and no others.
 """
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.masks import ancestry_mask, cache_mask, positions_from_mask
+from blenderbot_jax.masks import ancestry_mask, cache_mask, padding_mask, positions_from_mask
 
 Segments = tuple[jax.Array, ...]
+
+
+class Owners(NamedTuple):
+    """Who sees what, as native kernels take it."""
+
+    table: jax.Array
+    """[G, J, C] int32: at each place of beam j's history, the beam whose slot holds it; below 0: hidden."""
+    length: jax.Array
+    """Scalar int32; a query of time t sees the first `length + t + 1` places."""
+
+
+# What the queries of a step see: a mask, or the slots that are theirs.
+Sight = jax.Array | Owners
 
 
 @jax.tree_util.register_dataclass
@@ -39,12 +54,15 @@ class DecoderCache:
     self_keys: tuple[Segments, ...]
     """L tuples of segments [G, N, H, C' * J], the C' of which add up to C: keys of what was written so far.
 
-    What lies from `length` on is not yet meaningful; only the last segment is written to.
+    [G, N, C' * J, H] for native kernels. What lies from `length` on is not yet meaningful; only the last segment is written to.
     """
     self_values: tuple[Segments, ...]
     """L tuples of segments [G, N, C' * J, H]."""
     cross_keys: tuple[jax.Array, ...]
-    """L arrays [B, N, H, S], shared by the beams of a prompt; none for a decoder that stands alone."""
+    """L arrays [B, N, H, S], shared by the beams of a prompt; none for a decoder that stands alone.
+
+    [B, N, S, H] for native kernels.
+    """
     cross_values: tuple[jax.Array, ...]
     """L arrays [B, N, S, H]."""
     source_mask: jax.Array
@@ -57,6 +75,8 @@ class DecoderCache:
     """[B, C] bool, False at the pads of a prompt; None where there are none. A pad takes a slot but no position."""
     beams: int = field(default=1, metadata={"static": True})
     """K, the rows decoded per prompt."""
+    native: bool = field(default=False, metadata={"static": True})
+    """Whether it is laid out for native kernels."""
 
     @property
     def writers(self) -> int:
@@ -78,10 +98,10 @@ class CacheShape:
     head_dim: int
     dtype: Any
 
-    def segment(self, histories: int, slots: int) -> tuple[jax.Array, jax.Array]:
-        """Empty keys [G, N, H, slots] and values [G, N, slots, H]."""
-        keys = jnp.zeros((histories, self.heads, self.head_dim, slots), self.dtype)
-        return keys, jnp.zeros((histories, self.heads, slots, self.head_dim), self.dtype)
+    def segment(self, histories: int, slots: int, native: bool) -> tuple[jax.Array, jax.Array]:
+        """Empty keys [G, N, H, slots], or as the values for native kernels, and values [G, N, slots, H]."""
+        values = jnp.zeros((histories, self.heads, slots, self.head_dim), self.dtype)
+        return values if native else values.swapaxes(2, 3), values
 
 
 def init_cache(
@@ -94,33 +114,36 @@ def init_cache(
     capacity: int,
     ancestry: bool,
     target_mask: jax.Array | None = None,
+    native: bool = False,
 ) -> DecoderCache:
     """An empty cache around the cross-attention keys and values of a batch.
 
     Args:
-        cross_keys: L arrays [B, N, H, S], or none.
-        cross_values: L arrays [B, N, S, H], or none.
+        cross_keys: L arrays [B, N, S, H], or none.
+        cross_values: likewise.
         source_mask: [B, S] bool.
         shape: of the decoder.
         beams: K.
         capacity: C, the most tokens that will be written.
         ancestry: keep an ancestry table instead of a history for each beam.
         target_mask: [B, C] bool, False at the pads of a prompt that will be written; None if it has none.
+        native: lay it out for native kernels.
     """
     B = source_mask.shape[0]
     table = _own_slots(B, beams, capacity) if ancestry else None
     histories, writers = (B, beams) if ancestry else (B * beams, 1)
-    keys, values = shape.segment(histories, capacity * writers)
+    keys, values = shape.segment(histories, capacity * writers, native)
     return DecoderCache(
         self_keys=((keys,),) * shape.layers,
         self_values=((values,),) * shape.layers,
-        cross_keys=cross_keys,
+        cross_keys=cross_keys if native else tuple(keys.swapaxes(2, 3) for keys in cross_keys),
         cross_values=cross_values,
         source_mask=source_mask,
         length=jnp.int32(0),
         ancestry=table,
         target_mask=target_mask,
         beams=beams,
+        native=native,
     )
 
 
@@ -128,7 +151,7 @@ def grow(cache: DecoderCache, capacity: int) -> DecoderCache:
     """Make room for `capacity` tokens by one more segment; what is written from now on goes there.
 
     Args:
-        cache: full, so that the next token is the new segment's first.
+        cache: full, so that the next token is the new segment's first; not one for native kernels.
         capacity: the new C.
     """
     more = capacity - cache.capacity
@@ -158,7 +181,7 @@ def expand_beams(cache: DecoderCache, beams: int, *, ancestry: bool) -> DecoderC
 
     return dataclasses.replace(
         cache,
-        self_keys=tuple(copies(keys, 3) for (keys,) in cache.self_keys),
+        self_keys=tuple(copies(keys, 2 if cache.native else 3) for (keys,) in cache.self_keys),
         self_values=tuple(copies(values, 2) for (values,) in cache.self_values),
         ancestry=_own_slots(cache.source_mask.shape[0], beams, cache.capacity) if ancestry else None,
         beams=beams,
@@ -210,15 +233,16 @@ def by_beam(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def append(
-    keys: Segments, values: Segments, new: tuple[jax.Array, jax.Array], length: jax.Array
+    keys: Segments, values: Segments, new: tuple[jax.Array, jax.Array], length: jax.Array, native: bool = False
 ) -> tuple[Segments, Segments]:
     """Write T new tokens at `length`, which lies in the last segment.
 
     Args:
-        keys: segments [G, N, H, C' * J].
+        keys: segments [G, N, H, C' * J], or as the values for native kernels.
         values: segments [G, N, C' * J, H].
         new: keys and values [B, N, K, T, H].
         length: scalar int32, tokens written before.
+        native: whether the cache is laid out for native kernels.
     """
     G = keys[-1].shape[0]
     B, _, K, _, _ = new[0].shape
@@ -226,8 +250,12 @@ def append(
     before = sum(segment.shape[2] for segment in values[:-1])
     new_keys, new_values = (by_history(one, G).astype(keys[-1].dtype) for one in new)
     place, zero = length * writers - before, jnp.zeros_like(length)
-    last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys.swapaxes(2, 3), (zero, zero, zero, place))
-    last_values = jax.lax.dynamic_update_slice(values[-1], new_values, (zero, zero, place, zero))
+    by_slot = zero, zero, place, zero
+    if native:
+        last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys, by_slot)
+    else:
+        last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys.swapaxes(2, 3), (zero, zero, zero, place))
+    last_values = jax.lax.dynamic_update_slice(values[-1], new_values, by_slot)
     # The barrier keeps XLA from writing twice, once for attention and once, after copying the cache, for the next step.
     last_keys, last_values = jax.lax.optimization_barrier((last_keys, last_values))
     return (*keys[:-1], last_keys), (*values[:-1], last_values)
@@ -243,6 +271,25 @@ def self_attention_mask(cache: DecoderCache, T: int) -> jax.Array:
     if cache.target_mask is not None:
         visible = jnp.repeat(visible, cache.beams, axis=0)
     return visible[:, None]
+
+
+def sight_of_slots(cache: DecoderCache, T: int) -> Sight:
+    """What T new tokens per beam see of what was written, in the form that the cache asks for."""
+    if not cache.native:
+        return self_attention_mask(cache, T)
+    B, C = cache.source_mask.shape[0], cache.capacity
+    table = jnp.zeros((B, cache.beams, C), jnp.int32) if cache.ancestry is None else cache.ancestry.astype(jnp.int32)
+    if cache.target_mask is not None:
+        table = jnp.where(cache.target_mask[:, None, :], table, -1)
+    return Owners(table.reshape(-1, cache.writers, C), cache.length)
+
+
+def sight_of_source(cache: DecoderCache) -> Sight:
+    """What all queries see of their prompt, likewise."""
+    if not cache.native:
+        return padding_mask(cache.source_mask)
+    table = jnp.where(cache.source_mask, 0, -1).astype(jnp.int32)
+    return Owners(table[:, None], jnp.int32(cache.source_mask.shape[1]))
 
 
 def reorder(cache: DecoderCache, parents: jax.Array) -> DecoderCache:

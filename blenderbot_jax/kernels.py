@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from blenderbot_jax import native
 from blenderbot_jax.checks import concrete
 
 DType = Any
@@ -33,8 +34,7 @@ def matmul(x: jax.Array, kernel: Any, accumulate: DType = None) -> jax.Array:
     `accumulate` is the dtype of the sums and of the result, that of `x` if None.
     """
     if not hasattr(kernel, "astype"):
-        product = kernel.__rmatmul__(x)
-        return product if accumulate is None else product.astype(accumulate)
+        return kernel.__rmatmul__(x if accumulate is None else x.astype(accumulate))
     product = partial(jnp.matmul, precision=precision_for(x.dtype), preferred_element_type=accumulate)
     kernel = kernel.astype(x.dtype)
     if math.prod(x.shape[:-1]) == 1 and x.dtype == jnp.bfloat16:
@@ -53,36 +53,58 @@ def _with_second_row(product: Callable[[jax.Array, Any], jax.Array], x: jax.Arra
 class BlockedKernel:
     """A kernel cut into blocks of columns, each contiguous in memory: for products of a few rows on a CPU.
 
-    Such a product spends its time waiting for weights. Row by row, 64 columns of a [in, out] kernel come from as many
+    Such a product spends its time waiting for weights. Row by row, the columns of a [in, out] kernel come from as many
     memory pages as there are rows; a block comes from a few.
     """
 
     blocks: jax.Array
-    """[out / 64 rounded up, in, 64]; columns past `features` are zero."""
+    """[out / W rounded up, in, W]; columns past `features` are zero. W is `BLOCK`, or `native.COLUMNS`."""
     features: int = field(metadata={"static": True})
     """Columns of the kernel, out."""
+    native: bool = field(default=False, metadata={"static": True})
+    """Whether `native.product` multiplies on CPUs, rather than XLA."""
 
     @classmethod
-    def pack(cls, kernel: jax.Array) -> "BlockedKernel":
+    def pack(cls, kernel: jax.Array, *, natively: bool = False) -> "BlockedKernel":
         """From a plain kernel [in, out]."""
-        values = concrete(kernel)
-        # numpy compiles nothing; a traced kernel needs jax.
-        xp, given = (jnp, kernel) if values is None else (np, values)
+        xp, given = _module_of(kernel)
         rows, features = kernel.shape
-        padded = xp.pad(given, ((0, 0), (0, -features % BLOCK)))
-        blocks = padded.reshape(rows, -1, BLOCK).swapaxes(0, 1)
-        return cls(blocks if xp is jnp else jax.device_put(np.ascontiguousarray(blocks)), features)
+        width = native.COLUMNS if natively else BLOCK
+        padded = xp.pad(given, ((0, 0), (0, -features % width)))
+        return cls(_contiguous(padded.reshape(rows, -1, width).swapaxes(0, 1)), features, natively)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        if not self.native:
+            return self._by_blocks(x, self.blocks)
+        ours = partial(native.product, features=self.features)
+        product = jax.lax.platform_dependent(x, self.blocks, cpu=ours, default=self._by_blocks)
+        return product.astype(x.dtype)
+
+    def _by_blocks(self, x: jax.Array, blocks: jax.Array) -> jax.Array:
         rows = x.reshape(-1, x.shape[-1])
         # With a second row of zeros a single one gets the faster of two products.
         padded = jnp.pad(rows, ((0, int(len(rows) == 1)), (0, 0)))
         # Behind the barrier the rows are copied; without it XLA computes them anew for every block.
-        every = jnp.broadcast_to(jax.lax.optimization_barrier(padded), (len(self.blocks), *padded.shape))
-        blocks = self.blocks.astype(x.dtype)
-        product = jnp.einsum("pmi,pio->pmo", every, blocks, precision=precision_for(x.dtype))
+        every = jnp.broadcast_to(jax.lax.optimization_barrier(padded), (len(blocks), *padded.shape))
+        product = jnp.einsum(
+            "pmi,pio->pmo",
+            every,
+            blocks.astype(x.dtype),
+            precision=precision_for(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
         joined = product.swapaxes(0, 1).reshape(len(padded), -1)[: len(rows), : self.features]
         return joined.reshape(*x.shape[:-1], self.features)
+
+
+def _module_of(array: jax.Array) -> tuple[Any, Any]:
+    """numpy and a concrete array, since numpy compiles nothing; or jax and a traced one."""
+    values = concrete(array)
+    return (jnp, array) if values is None else (np, values)
+
+
+def _contiguous(array: Any) -> jax.Array:
+    return array if isinstance(array, jax.Array) else jax.device_put(np.ascontiguousarray(array))
 
 
 @jax.tree_util.register_dataclass
@@ -111,7 +133,49 @@ class Int8Kernel:
         return product.astype(x.dtype)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockedInt8Kernel:
+    """An `Int8Kernel` as `native.product_int8` reads it: blocks of columns, in each four inputs side by side."""
+
+    blocks: jax.Array
+    """[out / 32 rounded up, in / 4 rounded up, 32, 4] uint8, the values raised by 128; what only fills up is 128."""
+    scales: jax.Array
+    """[out] float32."""
+    inner: int = field(metadata={"static": True})
+    """Rows of the kernel, in."""
+
+    @classmethod
+    def pack(cls, kernel: Int8Kernel) -> "BlockedInt8Kernel":
+        """From the form that `quantize` gives and checkpoints store."""
+        xp, values = _module_of(kernel.values)
+        features, inner = values.shape
+        padded = xp.pad(values, ((0, -features % native.COLUMNS), (0, -inner % _UNIT)))
+        # Raising by 128 turns the highest bit.
+        raised = padded.view(xp.uint8) ^ xp.uint8(_RAISED)
+        split = raised.reshape(-1, native.COLUMNS, padded.shape[1] // _UNIT, _UNIT)
+        return cls(_contiguous(split.swapaxes(1, 2)), kernel.scales, inner)
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        arguments = x, self.blocks, self.scales
+        return jax.lax.platform_dependent(*arguments, cpu=native.product_int8, default=self._unpacked).astype(x.dtype)
+
+    def _unpacked(self, x: jax.Array, blocks: jax.Array, scales: jax.Array) -> jax.Array:
+        values = blocks.swapaxes(1, 2).reshape(-1, _UNIT * blocks.shape[1]) ^ jnp.uint8(_RAISED)
+        plain = jax.lax.bitcast_convert_type(values[: len(scales), : self.inner], jnp.int8)
+        return (x @ Int8Kernel(plain, scales)).astype(jnp.float32)
+
+
+def is_native(params: Any) -> bool:
+    """Whether a tree, or one of a tuple of them, has kernels that `native` multiplies."""
+    kinds = BlockedKernel, BlockedInt8Kernel
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, kinds))
+    return any(isinstance(leaf, BlockedInt8Kernel) or getattr(leaf, "native", False) for leaf in leaves)
+
+
 _TINY = 1e-30
+# Inputs that one instruction multiplies and adds up, and by how much it wants one side raised.
+_UNIT, _RAISED = 4, 128
 
 
 def _widened(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from blenderbot_jax.attention import attention_weights, gather_values
-from blenderbot_jax.cache import Segments, append, by_beam, by_history
+from blenderbot_jax.cache import Owners, Segments, Sight, append, by_beam, by_history
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.kernels import DType, matmul, precision_for
 
@@ -165,23 +165,23 @@ class Attention(nn.Module):
         heads, weights = self.attend(self.queries(x), *self.keys_values(y), mask)
         return self.output(heads), weights
 
-    def over_source(self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+    def over_source(self, x: jax.Array, keys: jax.Array, values: jax.Array, sight: Sight) -> jax.Array:
         """All beams over what their prompt shares: folded into the query axis, so that nothing is tiled by beam.
 
-        x is [B, K, T, D], keys [B, N, H, S], values [B, N, S, H]; mask broadcasts to [B, N, K * T, S].
+        x is [B, K, T, D], keys [B, N, H, S], values [B, N, S, H]; a mask broadcasts to [B, N, K * T, S].
         """
         q = self.queries(x)
         folded = q.reshape(*q.shape[:2], -1, q.shape[-1])
-        return self.output(gather_values(folded, (keys,), (values,), mask).reshape(q.shape))
+        return self.output(gather_values(folded, (keys,), (values,), sight).reshape(q.shape))
 
-    def over_slots(self, x: jax.Array, keys: Segments, values: Segments, mask: jax.Array) -> jax.Array:
-        """Each beam over the slots of its history, or, where the mask says who owns what, over those of all beams.
+    def over_slots(self, x: jax.Array, keys: Segments, values: Segments, sight: Sight) -> jax.Array:
+        """Each beam over the slots of its history, or, where a mask says who owns what, over those of all beams.
 
-        x is [B, K, T, D], keys are segments [G, N, H, C' * J], values [G, N, C' * J, H]; the mask is
+        x is [B, K, T, D], keys are segments [G, N, H, C' * J], values [G, N, C' * J, H]; a mask is
         [G or 1, 1, T * J, C * J].
         """
         q = self.queries(x)
-        heads = gather_values(by_history(q, keys[0].shape[0]), keys, values, mask)
+        heads = gather_values(by_history(q, keys[0].shape[0]), keys, values, sight)
         return self.output(by_beam(heads, q.shape))
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
@@ -274,9 +274,8 @@ class DecoderLayer(TransformerLayer):
         return out, self_weights, cross_weights
 
     def cross_keys_values(self, encoded: jax.Array) -> KeysValues:
-        """[B, S, D] to the keys [B, N, H, S] and values [B, N, S, H] that every step will attend to."""
-        keys, values = self.encoder_attn.keys_values(encoded)
-        return keys.swapaxes(2, 3), values
+        """[B, S, D] to the keys and values [B, N, S, H] that every step will attend to."""
+        return self.encoder_attn.keys_values(encoded)
 
     def step(
         self,
@@ -284,8 +283,8 @@ class DecoderLayer(TransformerLayer):
         self_slots: tuple[Segments, Segments],
         cross: KeysValues | None,
         length: jax.Array,
-        self_mask: jax.Array,
-        cross_mask: jax.Array,
+        self_sight: Sight,
+        cross_sight: Sight,
     ) -> tuple[jax.Array, tuple[Segments, Segments]]:
         """T new tokens for every beam.
 
@@ -295,16 +294,17 @@ class DecoderLayer(TransformerLayer):
             cross: keys [B, N, H, S] and values [B, N, S, H] of the encoder's output, or None for a decoder that stands
                 alone.
             length: scalar int32, slots written before.
-            self_mask: as `Attention.over_slots` takes it.
-            cross_mask: [B, 1, 1, S].
+            self_sight: as `Attention.over_slots` takes it.
+            cross_sight: as `Attention.over_source` does.
 
         Returns:
             The hidden states [B, K, T, D] and the slots with the new tokens written.
         """
         x = self.enter(self.self_attn_layer_norm, h)
-        slots = append(*self_slots, self.self_attn.keys_values(x), length)
-        out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, *slots, self_mask))
+        native = isinstance(self_sight, Owners)
+        slots = append(*self_slots, self.self_attn.keys_values(x), length, native)
+        out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, *slots, self_sight))
         if cross is not None:
             x = self.enter(self.encoder_attn_layer_norm, out)
-            out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_source(x, *cross, cross_mask))
+            out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_source(x, *cross, cross_sight))
         return self.after_attention(out), slots

@@ -1,13 +1,15 @@
 """prepare: parameters in the form that this machine decodes with fastest."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.kernels import BlockedKernel
+from blenderbot_jax import native
+from blenderbot_jax.kernels import BlockedInt8Kernel, BlockedKernel, Int8Kernel
 
-# Blocks win up to this many rows; from 16 on plain kernels do.
+# XLA's products of blocks win up to this many rows; from 16 on those of plain kernels do.
 _FEW_ROWS = 12
 # What is smaller stays in a processor's cache, whatever its form.
 _LEAST_BYTES = 2**21
@@ -15,27 +17,31 @@ _LEAST_BYTES = 2**21
 _LEAST_JAX = (0, 12)
 
 
-def prepare(model: Any, params: Any, *, rows: int = 1) -> Any:
+def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = None) -> Any:
     """Pack a model's weights for decoding, once; `generate` takes the result in place of the parameters.
 
     Replies are the same up to rounding. Whatever the machine, matrices and embeddings are cast to the model's dtype,
-    which decoding would otherwise do at every step. On a CPU, in float32 and for a few rows, the decoder's large
-    kernels are cut into blocks that lie in one piece of memory each (`BlockedKernel`), and so is a copy of the tied
-    embeddings, for the logits. What is quantised stays as it is.
+    which decoding would otherwise do at every step. On a CPU kernels are cut into blocks that lie in one piece of
+    memory each, and so is a copy of the tied embeddings, for the logits. Where `native` is available, that is all
+    kernels, those in 8 bits too, and decoding multiplies and attends by what stands there; elsewhere it is the
+    decoder's large ones in float32, for a few rows.
 
     Args:
         model: what the parameters are for; an `Ensemble` too.
         params: its parameters. They are not changed; where nothing else holds them, `params = prepare(model, params)`
             lets them go.
         rows: B * K, the prompts of a batch times the beams or samples of each. More rows than these are decoded
-            correctly, but slower.
+            correctly, but maybe slower.
+        natively: False leaves all to XLA, so that the result can be exported or lowered for another machine; None takes
+            `native` where it is available, and True insists.
 
     Returns:
         Parameters of the same tree, with some kernels in another form, and maybe an `lm_head`. They are for decoding
-        alone: not to be saved, not to be trained.
+        alone, on this machine: not to be saved, not to be trained.
 
     Raises:
         ValueError: rows below 1.
+        RuntimeError: `natively` is True, and `native` is not available.
 
     Example:
         >>> fast = prepare(model, params, rows=4)
@@ -45,29 +51,48 @@ def prepare(model: Any, params: Any, *, rows: int = 1) -> Any:
     """
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise ValueError(f"rows counts the prompts of a batch times their beams, so it is at least 1, not {rows!r}")
+    there = jax.default_backend() == "cpu" and native.available()
+    if natively and not there:
+        raise RuntimeError(
+            "there are no native kernels here: they need x86-64 Linux, a processor with AVX-512 VNNI, JAX on the CPU, and "
+            "a C++ compiler when the package is installed; natively=None does without where it must"
+        )
+    return _prepared(model, params, rows, there if natively is None else natively)
+
+
+def _prepared(model: Any, params: Any, rows: int, natively: bool) -> Any:
     members = getattr(model, "members", None)
     if members is not None:
-        return tuple(prepare(one, tree, rows=rows) for one, tree in zip(members, params, strict=True))
+        return tuple(_prepared(one, tree, rows, natively) for one, tree in zip(members, params, strict=True))
     cast = jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(path, leaf, model.dtype), params)
+    if natively and model.dtype in (jnp.float32, jnp.bfloat16):
+        return _with_head(jax.tree_util.tree_map_with_path(_pack_natively, cast, is_leaf=_is_int8), _native_form)
     return _blocked(cast) if blocks_pay(model.dtype, rows) else cast
 
 
 def blocks_pay(dtype: Any, rows: int) -> bool:
-    """Whether kernels in blocks are the fastest form here, for products of so many rows in this dtype."""
+    """Whether kernels in blocks are XLA's fastest form here, for products of so many rows in this dtype."""
     here = jax.default_backend() == "cpu" and jax.__version_info__ >= _LEAST_JAX
     return here and dtype == jnp.float32 and rows <= _FEW_ROWS
 
 
 def _cast(path: Any, leaf: jax.Array, dtype: Any) -> jax.Array:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return leaf.astype(dtype) if name.endswith(("kernel", "embedding")) else leaf
+    return leaf.astype(dtype) if _name(path).endswith(("kernel", "embedding")) else leaf
+
+
+def _pack_natively(path: Any, leaf: Any) -> Any:
+    return _native_form(leaf) if _is_int8(leaf) or _name(path).endswith("kernel") else leaf
+
+
+def _native_form(kernel: Any) -> Any:
+    return BlockedInt8Kernel.pack(kernel) if _is_int8(kernel) else BlockedKernel.pack(kernel, natively=True)
 
 
 def _blocked(params: dict[str, Any]) -> dict[str, Any]:
     """The decoder's kernels in blocks, but for those that read the prompt, which has many rows."""
 
-    def pack(path: Any, leaf: jax.Array) -> Any:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def pack(path: Any, leaf: Any) -> Any:
+        name = _name(path)
         once = name.endswith(("encoder_attn/k_proj/kernel", "encoder_attn/v_proj/kernel"))
         return _packed(leaf) if name.endswith("kernel") and not once else leaf
 
@@ -76,8 +101,14 @@ def _blocked(params: dict[str, Any]) -> dict[str, Any]:
     packed = {**params, "model": root}
     if "lm_head" in params:
         return packed | {"lm_head": jax.tree_util.tree_map_with_path(pack, params["lm_head"])}
-    table = root["shared"]["embedding"]
-    return packed | {"lm_head": {"kernel": _packed(table.T)}} if _is_large(table) else packed
+    return _with_head(packed, BlockedKernel.pack) if _is_large(root["shared"]["embedding"]) else packed
+
+
+def _with_head(params: dict[str, Any], form: Callable[[jax.Array], Any]) -> dict[str, Any]:
+    """With a head of its own where that is the tied embedding."""
+    if "lm_head" in params:
+        return params
+    return params | {"lm_head": {"kernel": form(params["model"]["shared"]["embedding"].T)}}
 
 
 def _packed(kernel: jax.Array) -> Any:
@@ -86,3 +117,11 @@ def _packed(kernel: jax.Array) -> Any:
 
 def _is_large(kernel: jax.Array) -> bool:
     return kernel.size * kernel.dtype.itemsize >= _LEAST_BYTES
+
+
+def _is_int8(leaf: Any) -> bool:
+    return isinstance(leaf, Int8Kernel)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

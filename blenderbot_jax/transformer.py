@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax.cache import DecoderCache, positions, self_attention_mask
+from blenderbot_jax.cache import DecoderCache, positions, sight_of_slots, sight_of_source
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.layers import DecoderLayer, DType, Embedding, EncoderLayer, LayerNorm, dropout
 from blenderbot_jax.masks import causal_mask, padding_mask, positions_from_mask
@@ -41,7 +41,7 @@ class Stack(nn.Module):
         return tuple(states), tuple(zip(*weights, strict=True))
 
     def cross_keys_values(self, encoded: jax.Array) -> tuple[States, States]:
-        """Keys and values of the encoder's output, L arrays [B, N, H, S] and [B, N, S, H]."""
+        """Keys and values of the encoder's output, L arrays [B, N, S, H] each."""
         pairs = [block.cross_keys_values(encoded) for block in self.blocks]
         return tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs)
 
@@ -49,13 +49,12 @@ class Stack(nn.Module):
         """h [B, K, T, D] through all layers, writing T tokens to the cache."""
         T = h.shape[2]
         # Made once a step: without the barrier XLA makes it anew in every layer, a kernel each on a GPU.
-        self_mask = jax.lax.optimization_barrier(self_attention_mask(cache, T))
-        masks = self_mask, padding_mask(cache.source_mask)
+        sights = jax.lax.optimization_barrier(sight_of_slots(cache, T)), sight_of_source(cache)
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             slots = cache.self_keys[i], cache.self_values[i]
             cross = (cache.cross_keys[i], cache.cross_values[i]) if cache.cross_keys else None
-            h, (layer_keys, layer_values) = block.step(h, slots, cross, cache.length, *masks)
+            h, (layer_keys, layer_values) = block.step(h, slots, cross, cache.length, *sights)
             keys.append(layer_keys)
             values.append(layer_values)
         return h, dataclasses.replace(cache, self_keys=tuple(keys), self_values=tuple(values), length=cache.length + T)

@@ -19,6 +19,7 @@ from blenderbot_jax.generation.replay import Recording, record
 from blenderbot_jax.generation.sampling import Replies, decode_rows
 from blenderbot_jax.generation.speculation import Draft, speculate
 from blenderbot_jax.generation.task import Task
+from blenderbot_jax.kernels import is_native
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -55,6 +56,9 @@ def _decoded(
     model: Any, plan: Plan, variables: Any, encoded: Any, inputs: Inputs, task: Task, key: jax.Array | None
 ) -> Replies:
     """Token by token."""
+    if is_native(variables["params"]):
+        # Native kernels read what is written, however large the cache.
+        plan = dataclasses.replace(plan, segments=())
     cache = _begin(model, plan, variables, encoded, inputs, task)
     positions = model.config.max_position_embeddings
 
@@ -113,7 +117,8 @@ def _begin(model: Any, plan: Plan, variables: Any, encoded: Any, inputs: Inputs,
     if inputs.prompt_mask is not None:
         generated = jnp.ones((B, max(room - W, 0)), bool)
         options["target_mask"] = jnp.concatenate([inputs.prompt_mask, generated], axis=1)[:, :room]
-    prefill = partial(model.apply, variables, encoded, inputs.source_mask, method="prefill", capacity=room, **options)
+    options |= {"capacity": room, "native": is_native(variables["params"])}
+    prefill = partial(model.apply, variables, encoded, inputs.source_mask, method="prefill", **options)
     if W == 1:
         return prefill(beams=plan.rows, ancestry=beams)
     # The prompt is read once, in the width of its bucket; what fills the bucket is written over by the reply.

@@ -18,6 +18,7 @@ from blenderbot_jax.checks import (
     refuse_arguments,
 )
 from blenderbot_jax.layers import Embedding
+from blenderbot_jax.native import attends
 from blenderbot_jax.model.base import FORWARD_REFUSALS, Pretrained
 from blenderbot_jax.outputs import EncoderOutput, Seq2SeqModelOutput, as_encoder_output
 from blenderbot_jax.transformer import Decoder, Encoder, States
@@ -113,6 +114,7 @@ class BlenderbotModel(Pretrained):
         ancestry: bool | None = None,
         target_mask: jax.Array | None = None,
         batch: int | None = None,
+        native: bool = False,
     ) -> DecoderCache:
         """Compute the cross-attention keys and values of a batch, once, around an empty cache.
 
@@ -125,6 +127,7 @@ class BlenderbotModel(Pretrained):
                 more than one beam.
             target_mask: [B, C], 0 at the pads of a prompt that is going to be written; None keeps all.
             batch: B, where there is no `encoded` to tell it.
+            native: lay the cache out for native kernels, if they take its dtype and the width of its heads.
         """
         check_positions("the cache", capacity, self.config.max_position_embeddings)
         if capacity < 1 or beams < 1:
@@ -148,6 +151,7 @@ class BlenderbotModel(Pretrained):
             capacity=capacity,
             ancestry=beams > 1 if ancestry is None else ancestry,
             target_mask=target_mask,
+            native=native and attends(self.cache_dtype or self.dtype, self.config.decoder_head_dim),
         )
 
     def decode_step(self, tokens: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:

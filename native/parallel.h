@@ -1,0 +1,36 @@
+// A loop shared between the threads of an XLA program.
+#pragma once
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace blenderbot_jax {
+
+// Calls body(i) for every i below count, on the calling thread and on those of the pool that are free, and returns when all
+// calls have. A helper that comes late finds nothing left to claim, so the caller waits only for what has been begun, and
+// loops of several callers cannot block each other.
+template <typename Body>
+void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Body& body) {
+  struct Progress {
+    std::atomic<int64_t> claimed{0}, finished{0};
+  };
+  auto progress = std::make_shared<Progress>();
+  auto work = [progress, count, &body] {
+    for (int64_t i = progress->claimed++; i < count; i = progress->claimed++) {
+      body(i);
+      progress->finished.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int64_t helpers = std::min(pool.num_threads(), count) - 1;
+  for (int64_t helper = 0; helper < helpers; ++helper) pool.Schedule(decltype(work)(work));
+  work();
+  while (progress->finished.load(std::memory_order_acquire) < count) _mm_pause();
+}
+
+}  // namespace blenderbot_jax
