@@ -8,8 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from blenderbot_jax import native
-from blenderbot_jax.cache import Owners, Segments, Sight
+from blenderbot_jax.cache import Segments
 from blenderbot_jax.kernels import DType, precision_for
 
 # Up to these, elementwise attention costs a GPU less than the kernels that matrix products would add.
@@ -24,19 +23,15 @@ def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
     return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
 
 
-def gather_values(q: jax.Array, keys: Segments, values: Segments, sight: Sight) -> jax.Array:
+def gather_values(q: jax.Array, keys: Segments, values: Segments, mask: jax.Array) -> jax.Array:
     """What queries [..., T, H] gather from a cache: segments of keys [..., H, S'] and of values [..., S', H].
 
-    The same as `attention_weights` times values, in the form that suits the platform; computed in the cache's dtype. The
-    queries see what the mask `sight` says; or, over a cache for native kernels, whose single segment of keys lies as its
-    values do, what `Owners` say.
+    The same as `attention_weights` times values, in the form that suits the platform; computed in the cache's dtype.
     """
-    if isinstance(sight, Owners):
-        return native.attention(q, keys[0], values[0], *sight).astype(q.dtype)
     slots = sum(segment.shape[-2] for segment in values)
     few = len(keys) == 1 and q.shape[-2] > 1 and slots <= _FEW_SLOTS and q.size * slots <= _FEW_PRODUCTS
     on_gpu = gather_in_one_kernel if few else gather_by_softmax
-    return jax.lax.platform_dependent(q, keys, values, sight, cuda=on_gpu, default=gather_then_divide)
+    return jax.lax.platform_dependent(q, keys, values, mask, cuda=on_gpu, default=gather_then_divide)
 
 
 def gather_then_divide(q: jax.Array, keys: Segments, values: Segments, mask: jax.Array) -> jax.Array:

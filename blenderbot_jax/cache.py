@@ -233,16 +233,15 @@ def by_beam(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def append(
-    keys: Segments, values: Segments, new: tuple[jax.Array, jax.Array], length: jax.Array, native: bool = False
+    keys: Segments, values: Segments, new: tuple[jax.Array, jax.Array], length: jax.Array
 ) -> tuple[Segments, Segments]:
     """Write T new tokens at `length`, which lies in the last segment.
 
     Args:
-        keys: segments [G, N, H, C' * J], or as the values for native kernels.
+        keys: segments [G, N, H, C' * J].
         values: segments [G, N, C' * J, H].
         new: keys and values [B, N, K, T, H].
         length: scalar int32, tokens written before.
-        native: whether the cache is laid out for native kernels.
     """
     G = keys[-1].shape[0]
     B, _, K, _, _ = new[0].shape
@@ -250,12 +249,8 @@ def append(
     before = sum(segment.shape[2] for segment in values[:-1])
     new_keys, new_values = (by_history(one, G).astype(keys[-1].dtype) for one in new)
     place, zero = length * writers - before, jnp.zeros_like(length)
-    by_slot = zero, zero, place, zero
-    if native:
-        last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys, by_slot)
-    else:
-        last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys.swapaxes(2, 3), (zero, zero, zero, place))
-    last_values = jax.lax.dynamic_update_slice(values[-1], new_values, by_slot)
+    last_keys = jax.lax.dynamic_update_slice(keys[-1], new_keys.swapaxes(2, 3), (zero, zero, zero, place))
+    last_values = jax.lax.dynamic_update_slice(values[-1], new_values, (zero, zero, place, zero))
     # The barrier keeps XLA from writing twice, once for attention and once, after copying the cache, for the next step.
     last_keys, last_values = jax.lax.optimization_barrier((last_keys, last_values))
     return (*keys[:-1], last_keys), (*values[:-1], last_values)

@@ -4,6 +4,7 @@ Shapes: B batch, K beams, T query length, S key length, N heads, H head width, D
 Dropout and layerdrop are on exactly when `apply` is given `rngs={"dropout": key}`.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from blenderbot_jax import native
 from blenderbot_jax.attention import attention_weights, gather_values
 from blenderbot_jax.cache import Owners, Segments, Sight, append, by_beam, by_history
 from blenderbot_jax.config import BlenderbotConfig
@@ -21,8 +23,21 @@ KeysValues = tuple[jax.Array, jax.Array]
 # 1.0 below the largest float16 by the margin of transformers' encoder, which clamps where float16 would overflow.
 _FLOAT16_LIMIT = 65504.0 - 1000.0
 
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact gelu by erf, as PyTorch computes it: a fifth of the time that `jax.nn.gelu` takes by erfc on CPUs.
+
+    Example:
+        >>> gelu(jnp.array([-1.0, 2.0])).round(4).tolist()
+        [-0.15870000422000885, 1.9544999599456787]
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
+
+
 ACTIVATION_FUNCTIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_new": partial(jax.nn.gelu, approximate=True),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
@@ -170,19 +185,43 @@ class Attention(nn.Module):
 
         x is [B, K, T, D], keys [B, N, H, S], values [B, N, S, H]; a mask broadcasts to [B, N, K * T, S].
         """
+        if isinstance(sight, Owners):
+            return self._natively(x, keys, values, sight)
         q = self.queries(x)
         folded = q.reshape(*q.shape[:2], -1, q.shape[-1])
         return self.output(gather_values(folded, (keys,), (values,), sight).reshape(q.shape))
 
-    def over_slots(self, x: jax.Array, keys: Segments, values: Segments, sight: Sight) -> jax.Array:
-        """Each beam over the slots of its history, or, where a mask says who owns what, over those of all beams.
+    def over_slots(
+        self, x: jax.Array, slots: tuple[Segments, Segments], length: jax.Array, sight: Sight
+    ) -> tuple[jax.Array, tuple[Segments, Segments]]:
+        """Write new tokens, and let each beam look at its history, or, where a mask says who owns what, at all beams'.
 
-        x is [B, K, T, D], keys are segments [G, N, H, C' * J], values [G, N, C' * J, H]; a mask is
-        [G or 1, 1, T * J, C * J].
+        Args:
+            x: [B, K, T, D].
+            slots: segments of keys [G, N, H, C' * J] and of values [G, N, C' * J, H] written so far.
+            length: scalar int32, tokens written before.
+            sight: a mask [G or 1, 1, T * J, C * J]; or who owns what, for slots that are laid out so.
+
+        Returns:
+            What they found [B, K, T, D], and the slots with the new tokens written.
         """
+        if isinstance(sight, Owners):
+            return self._over_own_slots(x, slots, length, sight)
+        slots = append(*slots, self.keys_values(x), length)
         q = self.queries(x)
-        heads = gather_values(by_history(q, keys[0].shape[0]), keys, values, sight)
-        return self.output(by_beam(heads, q.shape))
+        heads = gather_values(by_history(q, slots[0][0].shape[0]), *slots, sight)
+        return self.output(by_beam(heads, q.shape)), slots
+
+    def _over_own_slots(
+        self, x: jax.Array, slots: tuple[Segments, Segments], length: jax.Array, owners: Owners
+    ) -> tuple[jax.Array, tuple[Segments, Segments]]:
+        writers = owners.table.shape[1]
+        new = self.k_proj(x), self.v_proj(x)
+        keys, values = (native.append(part[0], rows, length, writers) for part, rows in zip(slots, new, strict=True))
+        return self._natively(x, keys, values, owners), ((keys,), (values,))
+
+    def _natively(self, x: jax.Array, keys: jax.Array, values: jax.Array, owners: Owners) -> jax.Array:
+        return self.out_proj(native.attention(self.q_proj(x), keys, values, *owners).astype(x.dtype))
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         split = x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
@@ -301,9 +340,8 @@ class DecoderLayer(TransformerLayer):
             The hidden states [B, K, T, D] and the slots with the new tokens written.
         """
         x = self.enter(self.self_attn_layer_norm, h)
-        native = isinstance(self_sight, Owners)
-        slots = append(*self_slots, self.self_attn.keys_values(x), length, native)
-        out = self.leave(self.self_attn_layer_norm, h, self.self_attn.over_slots(x, *slots, self_sight))
+        change, slots = self.self_attn.over_slots(x, self_slots, length, self_sight)
+        out = self.leave(self.self_attn_layer_norm, h, change)
         if cross is not None:
             x = self.enter(self.encoder_attn_layer_norm, out)
             out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_source(x, *cross, cross_sight))

@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 COLUMNS = 32
 """Of a block of a kernel."""
 WIDEST_HEAD = 128
 """The most numbers of a head that attention takes: eight registers."""
 _LIBRARY = "_blenderbot_jax_native"
-_FUNCTIONS = ("product", "product_int8", "attention")
+_FUNCTIONS = ("product", "product_int8", "attention", "append")
 
 
 @cache
@@ -81,24 +82,41 @@ def attention(q: jax.Array, keys: jax.Array, values: jax.Array, owners: jax.Arra
     """What queries gather from the slots that are theirs; the others are not read.
 
     Args:
-        q: [G, N, T * J, H], by time, then by beam; H as `attends` says.
-        keys: [G, N, C * J, H], float32 or bfloat16.
+        q: [..., N * H], the rows of G histories, of J beams each, of T times each; H as `attends` says.
+        keys: [G, N, C * J, H], float32 or bfloat16, slots by time, then by beam.
         values: likewise.
         owners: [G, J, C] int32: at each place of beam j's history, the beam whose slot holds it; below 0: hidden.
         length: scalar int32; a query of time t sees the first `length + t + 1` places.
 
     Returns:
-        [G, N, T * J, H] float32; the mean of slot 0 of all places for a query that sees none.
+        As q, in float32; for a query that sees nothing the mean over all places.
     """
     return _call("attention", _float32(*q.shape), q.astype(jnp.float32), keys, values, owners, length)
 
 
-def _call(name: str, results: Any, *arguments: jax.Array) -> Any:
+def append(slots: jax.Array, rows: jax.Array, length: jax.Array, writers: int) -> jax.Array:
+    """Write keys or values of T times into a cache, in place where nothing else holds it.
+
+    Args:
+        slots: [G, N, C * J, H], float32 or bfloat16.
+        rows: [..., N * H], as the queries of `attention`.
+        length: scalar int32, the places written before; the program fails if T more do not fit.
+        writers: J.
+    """
+    result = jax.ShapeDtypeStruct(slots.shape, slots.dtype)
+    arguments = rows.astype(jnp.float32), slots, length
+    return _call("append", result, *arguments, aliases={1: 0}, writers=np.int64(writers))
+
+
+def _call(
+    name: str, results: Any, *arguments: jax.Array, aliases: dict[int, int] | None = None, **attributes: np.int64
+) -> Any:
     if not available():
         raise RuntimeError(
             "these parameters were prepared for kernels that are not on this machine: prepare those that were loaded"
         )
-    return jax.ffi.ffi_call(_target(name), results, vmap_method="sequential")(*arguments)
+    call = jax.ffi.ffi_call(_target(name), results, vmap_method="sequential", input_output_aliases=aliases)
+    return call(*arguments, **attributes)
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:

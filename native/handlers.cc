@@ -1,5 +1,6 @@
 // What XLA programs call: shapes checked, types told apart. The functions by which Python finds them are at the end.
 #include <cstdint>
+#include <optional>
 
 #include "attention.h"
 #include "products.h"
@@ -55,22 +56,48 @@ ffi::Error ProductInt8(ffi::ThreadPool pool, Floats x, ffi::Buffer<ffi::U8> bloc
   return ffi::Error::Success();
 }
 
-// queries [G, N, Q, H], keys and values [G, N, C * J, H] in float32 or bfloat16, owners [G, J, C] -> out as queries.
+// The sizes of a cache [G, N, C * J, H], and of rows [..., N * H] that are its beams' at one time or at several.
+std::optional<Shape> ShapeOf(const Floats& rows, const ffi::AnyBuffer::Dimensions& cache, int64_t J) {
+  if (cache.size() != 4 || J < 1 || cache[2] % J || rows.dimensions().back() != cache[1] * cache[3]) return std::nullopt;
+  const int64_t count = RowsOf(rows.dimensions()), beams = cache[0] * J;
+  if (beams == 0 || count % beams) return std::nullopt;
+  return Shape{cache[0], cache[1], count / beams, J, cache[2] / J, cache[3]};
+}
+
+// queries [..., N * H], keys and values [G, N, C * J, H] in float32 or bfloat16, owners [G, J, C] -> out as queries.
 ffi::Error Attention(ffi::ThreadPool pool, Floats queries, ffi::AnyBuffer keys, ffi::AnyBuffer values,
                      ffi::Buffer<ffi::S32> owners, ffi::Buffer<ffi::S32> length, Result out) {
-  const auto q = queries.dimensions(), k = keys.dimensions(), o = owners.dimensions();
-  if (q.size() != 4 || k.size() != 4 || o.size() != 3 || k[2] != o[1] * o[2] || k[3] != q[3] || o[0] != q[0] ||
-      q[3] > 16 * kChunks) {
-    return ffi::Error::InvalidArgument("keys and owners do not fit the queries");
+  const auto owned = owners.dimensions();
+  const auto shape = owned.size() == 3 ? ShapeOf(queries, keys.dimensions(), owned[1]) : std::nullopt;
+  if (!shape || owned[0] != shape->G || owned[2] != shape->C || shape->H > 16 * kChunks) {
+    return ffi::Error::InvalidArgument("queries, keys and owners do not fit each other");
   }
-  const Shape shape{q[0], q[1], q[2], o[1], o[2], q[3]};
-  const int64_t chunks = (shape.H + 15) / 16, written = length.typed_data()[0];
+  const int64_t chunks = (shape->H + 15) / 16, written = length.typed_data()[0];
   if (keys.element_type() == ffi::F32) {
-    Attend(chunks, pool, shape, queries.typed_data(), keys.typed_data<float>(), values.typed_data<float>(),
+    Attend(chunks, pool, *shape, queries.typed_data(), keys.typed_data<float>(), values.typed_data<float>(),
            owners.typed_data(), written, out->typed_data());
   } else if (keys.element_type() == ffi::BF16) {
-    Attend(chunks, pool, shape, queries.typed_data(), static_cast<const uint16_t*>(keys.untyped_data()),
+    Attend(chunks, pool, *shape, queries.typed_data(), static_cast<const uint16_t*>(keys.untyped_data()),
            static_cast<const uint16_t*>(values.untyped_data()), owners.typed_data(), written, out->typed_data());
+  } else {
+    return ffi::Error::InvalidArgument("keys and values are in float32 or bfloat16");
+  }
+  return ffi::Error::Success();
+}
+
+// rows [..., N * H] into slots [G, N, C * J, H], in place.
+ffi::Error Append(ffi::ThreadPool pool, Floats rows, ffi::AnyBuffer before, ffi::Buffer<ffi::S32> length,
+                  ffi::Result<ffi::AnyBuffer> slots, int64_t writers) {
+  const auto shape = ShapeOf(rows, slots->dimensions(), writers);
+  const int64_t written = length.typed_data()[0];
+  if (!shape || before.untyped_data() != slots->untyped_data()) {
+    return ffi::Error::InvalidArgument("rows and slots do not fit each other");
+  }
+  if (written < 0 || written + shape->T > shape->C) return ffi::Error::InvalidArgument("the cache is full");
+  if (slots->element_type() == ffi::F32) {
+    Write(pool, *shape, rows.typed_data(), written, slots->typed_data<float>());
+  } else if (slots->element_type() == ffi::BF16) {
+    Write(pool, *shape, rows.typed_data(), written, static_cast<uint16_t*>(slots->untyped_data()));
   } else {
     return ffi::Error::InvalidArgument("keys and values are in float32 or bfloat16");
   }
@@ -108,10 +135,19 @@ XLA_FFI_DEFINE_HANDLER(attention_handler, blenderbot_jax::Attention,
                            .Arg<ffi::Buffer<ffi::S32>>()
                            .Arg<ffi::Buffer<ffi::S32>>()
                            .Ret<blenderbot_jax::Floats>());
+XLA_FFI_DEFINE_HANDLER(append_handler, blenderbot_jax::Append,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<blenderbot_jax::Floats>()
+                           .Arg<ffi::AnyBuffer>()
+                           .Arg<ffi::Buffer<ffi::S32>>()
+                           .Ret<ffi::AnyBuffer>()
+                           .Attr<int64_t>("writers"));
 
 EXPORTED XLA_FFI_Error* blenderbot_jax_product(XLA_FFI_CallFrame* frame) { return product_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_product_int8(XLA_FFI_CallFrame* frame) { return product_int8_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_attention(XLA_FFI_CallFrame* frame) { return attention_handler(frame); }
+EXPORTED XLA_FFI_Error* blenderbot_jax_append(XLA_FFI_CallFrame* frame) { return append_handler(frame); }
 
 // Whether this processor has the instructions that all of the above is compiled to.
 EXPORTED int blenderbot_jax_runs_here() {

@@ -7,10 +7,13 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <thread>
 
 #include "xla/ffi/api/ffi.h"
 
 namespace blenderbot_jax {
+
+constexpr int kPauses = 100;  // about 5 microseconds
 
 // Calls body(i) for every i below count, on the calling thread and on those of the pool that are free, and returns when all
 // calls have. A helper that comes late finds nothing left to claim, so the caller waits only for what has been begun, and
@@ -30,7 +33,14 @@ void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Body& body) {
   const int64_t helpers = std::min(pool.num_threads(), count) - 1;
   for (int64_t helper = 0; helper < helpers; ++helper) pool.Schedule(decltype(work)(work));
   work();
-  while (progress->finished.load(std::memory_order_acquire) < count) _mm_pause();
+  // There may be more threads than processors: one that has waited for long lets another go on.
+  for (int waited = 0; progress->finished.load(std::memory_order_acquire) < count; ++waited) {
+    if (waited < kPauses) {
+      _mm_pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
 }
 
 }  // namespace blenderbot_jax

@@ -19,11 +19,12 @@ namespace blenderbot_jax {
 constexpr int64_t kColumns = 32;  // of a block: two registers of 16
 constexpr int64_t kRows = 12;     // of a panel: 24 sums and 2 registers of weights out of 32
 
-// A kind of kernel: `Weight` is its element in memory, `kPerUnit` how many of them meet 4 bytes of a row.
+// A kind of kernel: `Weight` is its element in memory, `kPerUnit` how many of them meet 4 bytes of a row. A part of a block
+// `kDepth` units deep stays in a processor's second cache while panel after panel passes by.
 struct Float32 {
   using Weight = float;
   using Sum = __m512;
-  static constexpr int64_t kPerUnit = 1;
+  static constexpr int64_t kPerUnit = 1, kDepth = 1280;
   static Sum Zero() { return _mm512_setzero_ps(); }
   static __m512 Load(const Weight* w) { return _mm512_loadu_ps(w); }
   static Sum Add(Sum sum, float x, __m512 w) { return _mm512_fmadd_ps(_mm512_set1_ps(x), w, sum); }
@@ -32,6 +33,7 @@ struct Float32 {
 // Widened in the register: half the bytes, sums in float32.
 struct BFloat16 : Float32 {
   using Weight = uint16_t;
+  static constexpr int64_t kDepth = 2560;
   static __m512 Load(const Weight* w) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
@@ -42,7 +44,7 @@ struct BFloat16 : Float32 {
 struct Int8 {
   using Weight = uint8_t;
   using Sum = __m512i;
-  static constexpr int64_t kPerUnit = 4;
+  static constexpr int64_t kPerUnit = 4, kDepth = INT64_MAX;  // sums are finished once, from whole numbers
   static constexpr int32_t kOffset = 128;
   static Sum Zero() { return _mm512_setzero_si512(); }
   static __m512i Load(const Weight* w) { return _mm512_loadu_si512(w); }
@@ -53,11 +55,12 @@ struct Int8 {
   }
 };
 
-// Sums of one panel of `rows` rows, units by row, with one block of weights.
+// Sums of one panel of `rows` rows, units by row, with one block of weights. By itself, so that all sums stay in registers.
 template <typename Kind, int rows>
-inline void MultiplyPanel(const float* panel, const typename Kind::Weight* block, int64_t units,
+__attribute__((noinline)) void MultiplyPanel(const float* panel, const typename Kind::Weight* block, int64_t units,
                           typename Kind::Sum (&sums)[kRows][2]) {
   typename Kind::Sum local[rows][2];
+#pragma GCC unroll 12
   for (int m = 0; m < rows; ++m) local[m][0] = local[m][1] = Kind::Zero();
   for (int64_t unit = 0; unit < units; ++unit) {
     constexpr int64_t half = 16 * Kind::kPerUnit;
@@ -73,6 +76,7 @@ inline void MultiplyPanel(const float* panel, const typename Kind::Weight* block
     panel += rows;
     block += 2 * half;
   }
+#pragma GCC unroll 12
   for (int m = 0; m < rows; ++m) sums[m][0] = local[m][0], sums[m][1] = local[m][1];
 }
 
@@ -96,22 +100,28 @@ inline __mmask16 FirstLanes(int64_t count) {
   return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
 
-// out [rows, features] = finish(panel's sums); `x` holds the rows panel by panel, within one unit by unit.
+// out [rows, features] = finish(panel's sums, what is there so far, row, column, lanes); `x` holds the rows panel by panel,
+// within one unit by unit.
 template <typename Kind, typename Finish>
 void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, const typename Kind::Weight* blocks,
                     int64_t block_count, int64_t units, int64_t features, float* out, const Finish& finish) {
-  const int64_t block_size = units * Kind::kPerUnit * kColumns;
+  constexpr int64_t unit_size = Kind::kPerUnit * kColumns;
   ForEach(pool, block_count, [&](int64_t b) {
     typename Kind::Sum sums[kRows][2];
-    for (int64_t p = 0; p < panels.count; ++p) {
-      const int64_t first = p * panels.height, height = panels.Height(p);
-      MultiplyPanel<Kind>(height, x + first * units, blocks + b * block_size, units, sums);
-      for (int64_t m = 0; m < height; ++m) {
-        for (int side = 0; side < 2; ++side) {
-          const int64_t column = b * kColumns + 16 * side;
-          const __mmask16 lanes = FirstLanes(features - column);
-          _mm512_mask_storeu_ps(out + (first + m) * features + column, lanes,
-                                finish(sums[m][side], first + m, column, lanes));
+    for (int64_t begin = 0; begin < units; begin += std::min(Kind::kDepth, units)) {
+      const int64_t depth = std::min(Kind::kDepth, units - begin);
+      const auto* block = blocks + (b * units + begin) * unit_size;
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t first = p * panels.height, height = panels.Height(p);
+        MultiplyPanel<Kind>(height, x + first * units + begin * height, block, depth, sums);
+        for (int64_t m = 0; m < height; ++m) {
+          for (int side = 0; side < 2; ++side) {
+            const int64_t column = b * kColumns + 16 * side;
+            const __mmask16 lanes = FirstLanes(features - column);
+            float* place = out + (first + m) * features + column;
+            const __m512 before = begin == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, place);
+            _mm512_mask_storeu_ps(place, lanes, finish(sums[m][side], before, first + m, column, lanes));
+          }
         }
       }
     }
@@ -126,13 +136,14 @@ void Multiply(xla::ffi::ThreadPool& pool, const float* x, int64_t row_count, int
   if (row_count > 1) {
     ForEach(pool, panels.count, [&](int64_t p) {
       const int64_t first = p * panels.height, height = panels.Height(p);
-      for (int64_t m = 0; m < height; ++m) {
-        for (int64_t i = 0; i < inner; ++i) room[first * inner + i * height + m] = x[(first + m) * inner + i];
+      float* to = room + first * inner;
+      for (int64_t i = 0; i < inner; ++i) {
+        for (int64_t m = 0; m < height; ++m) *to++ = x[(first + m) * inner + i];
       }
     });
   }
-  const auto as_they_are = [](__m512 sums, int64_t, int64_t, __mmask16) { return sums; };
-  MultiplyPanels<Kind>(pool, row_count > 1 ? room : x, panels, blocks, block_count, inner, features, out, as_they_are);
+  const auto added = [](__m512 sums, __m512 before, int64_t, int64_t, __mmask16) { return _mm512_add_ps(sums, before); };
+  MultiplyPanels<Kind>(pool, row_count > 1 ? room : x, panels, blocks, block_count, inner, features, out, added);
 }
 
 // One row to 8 bits, symmetric, in steps of `height` units. Returns the scale; `sum` becomes the sum of the integers.
@@ -169,7 +180,7 @@ inline void MultiplyInt8(xla::ffi::ThreadPool& pool, const float* x, int64_t row
                                        row_sums + first + m);
     }
   });
-  const auto scaled = [=](__m512i sums, int64_t row, int64_t column, __mmask16 lanes) {
+  const auto scaled = [=](__m512i sums, __m512, int64_t row, int64_t column, __mmask16 lanes) {
     const __m512i without = _mm512_sub_epi32(sums, _mm512_set1_epi32(Int8::kOffset * row_sums[row]));
     const __m512 columns = _mm512_maskz_loadu_ps(lanes, scales + column);
     return _mm512_mul_ps(_mm512_cvtepi32_ps(without), _mm512_mul_ps(_mm512_set1_ps(row_scales[row]), columns));
