@@ -7,7 +7,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-# Who runs it is asked of the processor before anything else of the library is called (`blenderbot_jax/native.py`).
+FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden"]
+# The processor is asked for them before anything else of the library is called (`blenderbot_jax/native.py`).
 INSTRUCTIONS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"]
 # GCC's own headers leave registers undefined on purpose, and warn of it.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -22,10 +23,8 @@ def extensions() -> list[Extension]:
     library = Extension(
         "_blenderbot_jax_native",
         sources=["native/handlers.cc"],
-        depends=["native/attention.h", "native/parallel.h", "native/products.h"],
-        extra_compile_args=[
-            "-O3", "-std=c++17", "-fvisibility=hidden", *INSTRUCTIONS, *WARNINGS, "-isystem", str(headers)
-        ],  # fmt: skip
+        depends=["native/attention.h", "native/norms.h", "native/parallel.h", "native/products.h"],
+        extra_compile_args=[*FLAGS, *INSTRUCTIONS, *WARNINGS, "-isystem", str(headers)],
         extra_link_args=["-static-libstdc++", "-static-libgcc"],
         language="c++",
         optional=True,

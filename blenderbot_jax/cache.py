@@ -54,7 +54,8 @@ class DecoderCache:
     self_keys: tuple[Segments, ...]
     """L tuples of segments [G, N, H, C' * J], the C' of which add up to C: keys of what was written so far.
 
-    [G, N, C' * J, H] for native kernels. What lies from `length` on is not yet meaningful; only the last segment is written to.
+    [G, N, C' * J, H] for native kernels. What lies from `length` on is not yet meaningful; only the last segment is
+    written to.
     """
     self_values: tuple[Segments, ...]
     """L tuples of segments [G, N, C' * J, H]."""

@@ -30,6 +30,7 @@ from blenderbot_jax.generation.generate import GenerativeModel
 from blenderbot_jax.generation.plan import Settings
 from blenderbot_jax.generation.request import Request, request
 from blenderbot_jax.generation.task import Task
+from blenderbot_jax.kernels import is_native
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -73,7 +74,7 @@ def export_decode(
     Args:
         folder: made if it is missing; files of the same names are replaced.
         model: one with an encoder.
-        params: its parameters, in whatever form `generate` takes.
+        params: its parameters, in any form that `generate` takes but the native one of `prepare`.
         tokenizer: the model's. That of a 90M model is saved too, but `run.py` then takes ids alone.
         config: how to decode; its plan is compiled in, its numbers are data.
         batch: B, prompts decoded together; rounded up to a bucket as `generate` does.
@@ -86,7 +87,7 @@ def export_decode(
 
     Raises:
         ValueError: a causal model, a size no program can have, a platform that is not one, a configuration that asks
-            for what steps saw, parameters in a dtype that safetensors has no name for.
+            for what steps saw, parameters in a dtype that safetensors has no name for, or prepared for native kernels.
 
     Example:
         >>> config = GenerationConfig(max_length=12)
@@ -95,6 +96,11 @@ def export_decode(
         (1, 16)
     """
     targets = check_export(platforms)
+    if is_native(params):
+        raise ValueError(
+            "the parameters are prepared for kernels of this machine, which a program in a folder cannot have: export "
+            "those that were loaded, or prepare(..., natively=False)"
+        )
     example = _request(model.config, config, batch, source_width)
     weights = _named(params)
     program = jax.export.export(jax.jit(_program(model, params, example)), platforms=targets)(

@@ -6,7 +6,7 @@ plain arrays alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -42,6 +42,14 @@ def matmul(x: jax.Array, kernel: Any, accumulate: DType = None) -> jax.Array:
     return product(x, kernel)
 
 
+def matmul_each(x: jax.Array, kernels: Sequence[Any]) -> list[jax.Array]:
+    """`x @ kernel` for several kernels; in one call where they are of one native form."""
+    for form in (BlockedKernel, BlockedInt8Kernel):
+        if all(isinstance(kernel, form) and kernel.native for kernel in kernels):
+            return form.multiply(x, kernels)
+    return [matmul(x, kernel) for kernel in kernels]
+
+
 def _with_second_row(product: Callable[[jax.Array, Any], jax.Array], x: jax.Array, kernel: Any) -> jax.Array:
     """The product of a single row, which on a CPU falls into a scalar loop in short types, with a row of zeros."""
     rows = jnp.pad(x.reshape(1, -1), ((0, 1), (0, 0)))
@@ -74,11 +82,20 @@ class BlockedKernel:
         return cls(_contiguous(padded.reshape(rows, -1, width).swapaxes(0, 1)), features, natively)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        if not self.native:
-            return self._by_blocks(x, self.blocks)
-        ours = partial(native.product, features=self.features)
-        product = jax.lax.platform_dependent(x, self.blocks, cpu=ours, default=self._by_blocks)
-        return product.astype(x.dtype)
+        return self.multiply(x, [self])[0]
+
+    @classmethod
+    def multiply(cls, x: jax.Array, kernels: Sequence["BlockedKernel"]) -> list[jax.Array]:
+        """`x @ kernel` for each of some kernels, all of them native or none."""
+
+        def by_xla(x: jax.Array, *blocks: jax.Array) -> list[jax.Array]:
+            return [kernel._by_blocks(x, part) for kernel, part in zip(kernels, blocks, strict=True)]
+
+        blocks, features = [kernel.blocks for kernel in kernels], [kernel.features for kernel in kernels]
+        if not kernels[0].native:
+            return by_xla(x, *blocks)
+        ours = partial(native.products, features=features)
+        return _cast_each(jax.lax.platform_dependent(x, *blocks, cpu=ours, default=by_xla), x.dtype)
 
     def _by_blocks(self, x: jax.Array, blocks: jax.Array) -> jax.Array:
         rows = x.reshape(-1, x.shape[-1])
@@ -156,21 +173,39 @@ class BlockedInt8Kernel:
         split = raised.reshape(-1, native.COLUMNS, padded.shape[1] // _UNIT, _UNIT)
         return cls(_contiguous(split.swapaxes(1, 2)), kernel.scales, inner)
 
-    def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        arguments = x, self.blocks, self.scales
-        return jax.lax.platform_dependent(*arguments, cpu=native.product_int8, default=self._unpacked).astype(x.dtype)
+    @property
+    def native(self) -> bool:
+        """It always is."""
+        return True
 
-    def _unpacked(self, x: jax.Array, blocks: jax.Array, scales: jax.Array) -> jax.Array:
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        return self.multiply(x, [self])[0]
+
+    @classmethod
+    def multiply(cls, x: jax.Array, kernels: Sequence["BlockedInt8Kernel"]) -> list[jax.Array]:
+        """`x @ kernel` for each of some kernels."""
+
+        def by_xla(x: jax.Array, *parts: jax.Array) -> list[jax.Array]:
+            pairs = zip(kernels, parts[::2], parts[1::2], strict=True)
+            return [(x @ kernel._unpacked(blocks, scales)).astype(jnp.float32) for kernel, blocks, scales in pairs]
+
+        parts = [part for kernel in kernels for part in (kernel.blocks, kernel.scales)]
+        return _cast_each(jax.lax.platform_dependent(x, *parts, cpu=native.products_int8, default=by_xla), x.dtype)
+
+    def _unpacked(self, blocks: jax.Array, scales: jax.Array) -> Int8Kernel:
         values = blocks.swapaxes(1, 2).reshape(-1, _UNIT * blocks.shape[1]) ^ jnp.uint8(_RAISED)
-        plain = jax.lax.bitcast_convert_type(values[: len(scales), : self.inner], jnp.int8)
-        return (x @ Int8Kernel(plain, scales)).astype(jnp.float32)
+        return Int8Kernel(jax.lax.bitcast_convert_type(values[: len(scales), : self.inner], jnp.int8), scales)
+
+
+def _cast_each(arrays: Sequence[jax.Array], dtype: DType) -> list[jax.Array]:
+    return [array.astype(dtype) for array in arrays]
 
 
 def is_native(params: Any) -> bool:
     """Whether a tree, or one of a tuple of them, has kernels that `native` multiplies."""
     kinds = BlockedKernel, BlockedInt8Kernel
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, kinds))
-    return any(isinstance(leaf, BlockedInt8Kernel) or getattr(leaf, "native", False) for leaf in leaves)
+    return any(isinstance(leaf, kinds) and leaf.native for leaf in leaves)
 
 
 _TINY = 1e-30

@@ -16,13 +16,13 @@ from blenderbot_jax import native
 from blenderbot_jax.attention import attention_weights, gather_values
 from blenderbot_jax.cache import Owners, Segments, Sight, append, by_beam, by_history
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.kernels import DType, matmul, precision_for
+from blenderbot_jax.kernels import DType, matmul, matmul_each, precision_for
 
 KeysValues = tuple[jax.Array, jax.Array]
 
 # 1.0 below the largest float16 by the margin of transformers' encoder, which clamps where float16 would overflow.
+_EPSILON = 1e-5
 _FLOAT16_LIMIT = 65504.0 - 1000.0
-
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -91,18 +91,20 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Normalise the last axis, eps 1e-5: float32 and two passes, whatever the dtype."""
+    """Normalise the last axis, eps 1e-5: float32 and two passes, whatever the dtype; by a native kernel on request."""
 
     dtype: DType
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, natively: bool = False) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        if natively:
+            return native.layer_norm(x, scale, bias, _EPSILON).astype(self.dtype)
         x = x.astype(jnp.float32)
         centred = x - x.mean(axis=-1, keepdims=True)
         variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-        normal = centred * jax.lax.rsqrt(variance + 1e-5)
+        normal = centred * jax.lax.rsqrt(variance + _EPSILON)
         return (normal * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(self.dtype)
 
 
@@ -186,7 +188,7 @@ class Attention(nn.Module):
         x is [B, K, T, D], keys [B, N, H, S], values [B, N, S, H]; a mask broadcasts to [B, N, K * T, S].
         """
         if isinstance(sight, Owners):
-            return self._natively(x, keys, values, sight)
+            return self._natively(self.q_proj(x), keys, values, sight)
         q = self.queries(x)
         folded = q.reshape(*q.shape[:2], -1, q.shape[-1])
         return self.output(gather_values(folded, (keys,), (values,), sight).reshape(q.shape))
@@ -215,13 +217,16 @@ class Attention(nn.Module):
     def _over_own_slots(
         self, x: jax.Array, slots: tuple[Segments, Segments], length: jax.Array, owners: Owners
     ) -> tuple[jax.Array, tuple[Segments, Segments]]:
+        weights = [linear.variables["params"] for linear in (self.q_proj, self.k_proj, self.v_proj)]
+        products = matmul_each(x, [each["kernel"] for each in weights])
+        q, *new = (product + each["bias"].astype(x.dtype) for product, each in zip(products, weights, strict=True))
         writers = owners.table.shape[1]
-        new = self.k_proj(x), self.v_proj(x)
         keys, values = (native.append(part[0], rows, length, writers) for part, rows in zip(slots, new, strict=True))
-        return self._natively(x, keys, values, owners), ((keys,), (values,))
+        return self._natively(q, keys, values, owners), ((keys,), (values,))
 
-    def _natively(self, x: jax.Array, keys: jax.Array, values: jax.Array, owners: Owners) -> jax.Array:
-        return self.out_proj(native.attention(self.q_proj(x), keys, values, *owners).astype(x.dtype))
+    def _natively(self, q: jax.Array, keys: jax.Array, values: jax.Array, owners: Owners) -> jax.Array:
+        """From queries [B, K, T, D] as they are projected to the result."""
+        return self.out_proj(native.attention(q, keys, values, *owners).astype(q.dtype))
 
     def _split_heads(self, x: jax.Array) -> jax.Array:
         split = x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
@@ -234,24 +239,24 @@ class TransformerLayer(nn.Module):
     config: BlenderbotConfig
     dtype: DType
 
-    def enter(self, norm: LayerNorm, h: jax.Array) -> jax.Array:
+    def enter(self, norm: LayerNorm, h: jax.Array, natively: bool = False) -> jax.Array:
         """What a sublayer sees: normalised in Blenderbot, as it is in BlenderbotSmall."""
-        return norm(h) if self.config.normalize_before else h
+        return norm(h, natively) if self.config.normalize_before else h
 
-    def leave(self, norm: LayerNorm, h: jax.Array, change: jax.Array) -> jax.Array:
+    def leave(self, norm: LayerNorm, h: jax.Array, change: jax.Array, natively: bool = False) -> jax.Array:
         """Add what a sublayer found; BlenderbotSmall normalises the sum."""
         total = h + dropout(self, change, self.config.dropout)
-        return total if self.config.normalize_before else norm(total)
+        return total if self.config.normalize_before else norm(total, natively)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         """fc2(activation(fc1(x))); the subclass owns fc1 and fc2."""
         hidden = ACTIVATION_FUNCTIONS[self.config.activation_function](self.fc1(x))
         return self.fc2(dropout(self, hidden, self.config.activation_dropout))
 
-    def after_attention(self, h: jax.Array) -> jax.Array:
+    def after_attention(self, h: jax.Array, natively: bool = False) -> jax.Array:
         """The feed-forward sublayer, which ends a layer; the subclass owns its norm."""
-        x = self.enter(self.final_layer_norm, h)
-        return self.leave(self.final_layer_norm, h, self.feed_forward(x))
+        x = self.enter(self.final_layer_norm, h, natively)
+        return self.leave(self.final_layer_norm, h, self.feed_forward(x), natively)
 
 
 class EncoderLayer(TransformerLayer):
@@ -339,10 +344,12 @@ class DecoderLayer(TransformerLayer):
         Returns:
             The hidden states [B, K, T, D] and the slots with the new tokens written.
         """
-        x = self.enter(self.self_attn_layer_norm, h)
+        natively = isinstance(self_sight, Owners)
+        x = self.enter(self.self_attn_layer_norm, h, natively)
         change, slots = self.self_attn.over_slots(x, self_slots, length, self_sight)
-        out = self.leave(self.self_attn_layer_norm, h, change)
+        out = self.leave(self.self_attn_layer_norm, h, change, natively)
         if cross is not None:
-            x = self.enter(self.encoder_attn_layer_norm, out)
-            out = self.leave(self.encoder_attn_layer_norm, out, self.encoder_attn.over_source(x, *cross, cross_sight))
-        return self.after_attention(out), slots
+            x = self.enter(self.encoder_attn_layer_norm, out, natively)
+            change = self.encoder_attn.over_source(x, *cross, cross_sight)
+            out = self.leave(self.encoder_attn_layer_norm, out, change, natively)
+        return self.after_attention(out, natively), slots

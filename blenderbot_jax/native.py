@@ -1,13 +1,14 @@
 """Products and attention for decoding on x86 processors with AVX-512, as functions of a program.
 
-XLA's own are made for large matrices. Decoding multiplies a few rows by all weights, and attends to a few slots of a long
-cache: `native/` has C++ for just that, built with the package where there is a compiler. All of it has a plain form, to
-which the tests hold it; `prepare` decides who uses it.
+XLA's own are made for large matrices. Decoding multiplies a few rows by all weights, and attends to a few slots of a
+long cache: `native/` has C++ for just that, built with the package where there is a compiler. All of it has a plain
+form, to which the tests hold it; `prepare` decides who uses it.
 """
 
 import ctypes
 import importlib.util
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -19,26 +20,41 @@ COLUMNS = 32
 """Of a block of a kernel."""
 WIDEST_HEAD = 128
 """The most numbers of a head that attention takes: eight registers."""
+_FEW_SHORT_ROWS = 24
 _LIBRARY = "_blenderbot_jax_native"
-_FUNCTIONS = ("product", "product_int8", "attention", "append")
+_FUNCTIONS = ("products", "products_int8", "attention", "append", "layer_norm")
 
 
 @cache
 def available() -> bool:
     """Whether the library was built, and runs on this machine's processor; it is loaded at the first call."""
-    spec = importlib.util.find_spec(_LIBRARY)
-    if spec is None or spec.origin is None:
-        return False
     try:
-        library = ctypes.cdll.LoadLibrary(spec.origin)
+        library = _load()
         if not library.blenderbot_jax_runs_here():
             return False
         for name in _FUNCTIONS:
             handler = jax.ffi.pycapsule(getattr(library, f"blenderbot_jax_{name}"))
             jax.ffi.register_ffi_target(_target(name), handler, platform="cpu")
-    except Exception:  # built for another machine, or for a release of jaxlib that this one does not understand
+    except Exception:  # not built, or for another machine, or for a jaxlib that this one does not understand
         return False
     return True
+
+
+@cache
+def _load() -> ctypes.CDLL:
+    spec = importlib.util.find_spec(_LIBRARY)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(_LIBRARY)
+    return ctypes.cdll.LoadLibrary(spec.origin)
+
+
+def multiplies_short(rows: int) -> bool:
+    """Whether `products` beat XLA's in bfloat16, for so many rows.
+
+    They widen weights in registers. That is best where reading them takes the time, and for any number of rows on
+    processors that have no product of bfloat16 numbers themselves.
+    """
+    return rows <= _FEW_SHORT_ROWS or not _load().blenderbot_jax_multiplies_bfloat16()
 
 
 def attends(dtype: Any, width: int) -> bool:
@@ -46,36 +62,37 @@ def attends(dtype: Any, width: int) -> bool:
     return width <= WIDEST_HEAD and dtype in (jnp.float32, jnp.bfloat16)
 
 
-def product(x: jax.Array, blocks: jax.Array, features: int) -> jax.Array:
-    """Rows times a kernel in blocks of columns, in float32.
+def products(x: jax.Array, *kernels: jax.Array, features: Sequence[int]) -> list[jax.Array]:
+    """Rows times each of some kernels in blocks of columns, in float32; one after the other, each with all threads.
 
     Args:
         x: [..., in].
-        blocks: [out / 32 rounded up, in, 32], float32 or bfloat16.
-        features: columns of the kernel, out.
+        kernels: [out / 32 rounded up, in, 32], float32 or bfloat16.
+        features: columns of each kernel, out.
 
     Returns:
-        [..., out] float32.
+        [..., out] float32 each.
     """
-    out, room = _float32(*x.shape[:-1], features), _float32(*x.shape)
-    return _call("product", (out, room), x.astype(jnp.float32), blocks)[0]
+    results = [_float32(*x.shape[:-1], out) for out in features]
+    room = _float32(*x.shape)
+    return _call("products", [room, *results], x.astype(jnp.float32), *kernels)[1:]
 
 
-def product_int8(x: jax.Array, blocks: jax.Array, scales: jax.Array) -> jax.Array:
-    """Rows, each rounded to 8 bits by its own scale, times a kernel in 8 bits; summed in integers.
+def products_int8(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
+    """Rows, each rounded to 8 bits by its own scale, times each of some kernels in 8 bits; summed in integers.
 
     Args:
         x: [..., in].
-        blocks: [out / 32 rounded up, in / 4 rounded up, 32, 4] uint8, the kernel's numbers raised by 128.
-        scales: [out] float32.
+        kernels: of each its blocks [out / 32 rounded up, in / 4 rounded up, 32, 4] uint8, which are its numbers raised
+            by 128, and its scales [out] float32.
 
     Returns:
-        [..., out] float32.
+        [..., out] float32 each.
     """
-    rows = math.prod(x.shape[:-1])
-    out, room = _float32(*x.shape[:-1], *scales.shape), _float32(rows, blocks.shape[1])
-    sums = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    return _call("product_int8", (out, room, _float32(rows), sums), x.astype(jnp.float32), blocks, scales)[0]
+    rows, (blocks, *_) = math.prod(x.shape[:-1]), kernels
+    room = [_float32(rows, blocks.shape[1]), _float32(rows), jax.ShapeDtypeStruct((rows,), jnp.int32)]
+    results = [_float32(*x.shape[:-1], *scales.shape) for scales in kernels[1::2]]
+    return _call("products_int8", room + results, x.astype(jnp.float32), *kernels)[len(room) :]
 
 
 def attention(q: jax.Array, keys: jax.Array, values: jax.Array, owners: jax.Array, length: jax.Array) -> jax.Array:
@@ -108,15 +125,22 @@ def append(slots: jax.Array, rows: jax.Array, length: jax.Array, writers: int) -
     return _call("append", result, *arguments, aliases={1: 0}, writers=np.int64(writers))
 
 
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Normalise the last axis of x, [..., D], in float32 and two passes; scale and bias are [D]."""
+    wide = (array.astype(jnp.float32) for array in (x, scale, bias))
+    return _call("layer_norm", _float32(*x.shape), *wide, epsilon=np.float32(epsilon))
+
+
 def _call(
-    name: str, results: Any, *arguments: jax.Array, aliases: dict[int, int] | None = None, **attributes: np.int64
+    name: str, results: Any, *arguments: jax.Array, aliases: dict[int, int] | None = None, **attributes: np.number
 ) -> Any:
     if not available():
         raise RuntimeError(
             "these parameters were prepared for kernels that are not on this machine: prepare those that were loaded"
         )
     call = jax.ffi.ffi_call(_target(name), results, vmap_method="sequential", input_output_aliases=aliases)
-    return call(*arguments, **attributes)
+    found = call(*arguments, **attributes)
+    return list(found) if isinstance(results, list) else found
 
 
 def _float32(*shape: int) -> jax.ShapeDtypeStruct:

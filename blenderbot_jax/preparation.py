@@ -54,8 +54,8 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
     there = jax.default_backend() == "cpu" and native.available()
     if natively and not there:
         raise RuntimeError(
-            "there are no native kernels here: they need x86-64 Linux, a processor with AVX-512 VNNI, JAX on the CPU, and "
-            "a C++ compiler when the package is installed; natively=None does without where it must"
+            "there are no native kernels here: they need x86-64 Linux, a processor with AVX-512 VNNI, JAX on the CPU, "
+            "and a C++ compiler when the package is installed; natively=None does without where it must"
         )
     return _prepared(model, params, rows, there if natively is None else natively)
 
@@ -65,9 +65,13 @@ def _prepared(model: Any, params: Any, rows: int, natively: bool) -> Any:
     if members is not None:
         return tuple(_prepared(one, tree, rows, natively) for one, tree in zip(members, params, strict=True))
     cast = jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(path, leaf, model.dtype), params)
-    if natively and model.dtype in (jnp.float32, jnp.bfloat16):
+    if natively and _is_native_dtype(model.dtype, rows):
         return _with_head(jax.tree_util.tree_map_with_path(_pack_natively, cast, is_leaf=_is_int8), _native_form)
     return _blocked(cast) if blocks_pay(model.dtype, rows) else cast
+
+
+def _is_native_dtype(dtype: Any, rows: int) -> bool:
+    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and native.multiplies_short(rows))
 
 
 def blocks_pay(dtype: Any, rows: int) -> bool:

@@ -82,7 +82,9 @@ void Look(const float* query, const Slot* keys, const Slot* values, const int32_
     __m512 products[16];
 #pragma GCC unroll 16
     for (int64_t k = 0; k < 16; ++k) {
-      const Slot* key = keys + slots[std::min(i + k, count - 1)] * width;
+      const int64_t place = slots[std::min(i + k, count - 1)] * width;
+      const Slot* key = keys + place;
+      for (int c = 0; c < chunks; ++c) _mm_prefetch(values + place + 16 * c, _MM_HINT_T0);  // which come next
       products[k] = _mm512_mul_ps(q[0], LoadLanes(key, lanes[0]));
       for (int c = 1; c < chunks; ++c) products[k] = _mm512_fmadd_ps(q[c], LoadLanes(key + 16 * c, lanes[c]), products[k]);
     }

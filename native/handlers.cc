@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "attention.h"
+#include "norms.h"
 #include "products.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -21,38 +22,59 @@ int64_t RowsOf(const ffi::AnyBuffer::Dimensions& dimensions) {
   return rows;
 }
 
-// x [..., inner], blocks [blocks, inner, 32] in float32 or bfloat16 -> out [..., features]; room as x.
-ffi::Error Product(ffi::ThreadPool pool, Floats x, ffi::AnyBuffer blocks, Result out, Result room) {
-  const auto outer = x.dimensions(), packed = blocks.dimensions();
-  const int64_t rows = RowsOf(outer), inner = outer.back(), features = out->dimensions().back();
-  if (packed.size() != 3 || packed[1] != inner || packed[2] != kColumns || packed[0] * kColumns < features) {
-    return ffi::Error::InvalidArgument("a product's blocks do not fit its rows");
-  }
+// The columns of a product, if its kernel's blocks [blocks, inner, 32, ...] fit its rows and results [..., columns].
+std::optional<int64_t> Columns(const ffi::AnyBuffer::Dimensions& blocks, int64_t inner, const Floats& out, int64_t rows) {
+  const int64_t columns = out.dimensions().back();
+  const bool fit = blocks[1] == inner && blocks[2] == kColumns && blocks[0] * kColumns >= columns;
+  return fit && RowsOf(out.dimensions()) == rows ? std::optional(columns) : std::nullopt;
+}
+
+ffi::Error Misfit() { return ffi::Error::InvalidArgument("a kernel in blocks does not fit the rows or the result"); }
+
+// x [..., inner]; kernels in blocks [blocks, inner, 32] of float32 or bfloat16 -> x times each, [..., features]; room as x.
+ffi::Error Products(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kernels, Result room, ffi::RemainingRets results) {
+  const int64_t rows = RowsOf(x.dimensions()), inner = x.dimensions().back();
   if (rows == 0) return ffi::Error::Success();
-  if (blocks.element_type() == ffi::F32) {
-    Multiply<Float32>(pool, x.typed_data(), rows, inner, blocks.typed_data<float>(), packed[0], features,
-                      room->typed_data(), out->typed_data());
-  } else if (blocks.element_type() == ffi::BF16) {
-    Multiply<BFloat16>(pool, x.typed_data(), rows, inner, static_cast<uint16_t*>(blocks.untyped_data()), packed[0],
-                       features, room->typed_data(), out->typed_data());
-  } else {
-    return ffi::Error::InvalidArgument("a product's blocks are in float32 or bfloat16");
+  const Panels panels(rows);
+  const float* packed = Pack(pool, x.typed_data(), panels, inner, room->typed_data());
+  for (size_t i = 0; i < kernels.size(); ++i) {
+    const auto blocks = kernels.get<ffi::AnyBuffer>(i);
+    auto out = results.get<Floats>(i);
+    if (!blocks || !out || blocks->dimensions().size() != 3) return Misfit();
+    const auto columns = Columns(blocks->dimensions(), inner, **out, rows);
+    if (!columns) return Misfit();
+    const int64_t count = blocks->dimensions()[0];
+    if (blocks->element_type() == ffi::F32) {
+      Multiply<Float32>(pool, packed, panels, inner, blocks->typed_data<float>(), count, *columns, (*out)->typed_data());
+    } else if (blocks->element_type() == ffi::BF16) {
+      Multiply<BFloat16>(pool, packed, panels, inner, static_cast<const uint16_t*>(blocks->untyped_data()), count,
+                         *columns, (*out)->typed_data());
+    } else {
+      return Misfit();
+    }
   }
   return ffi::Error::Success();
 }
 
-// x [..., inner], blocks [blocks, inner / 4, 32, 4], scales [features] -> out [..., features]; room [rows, inner / 4],
-// row_scales [rows] and row_sums [rows] are room to work in.
-ffi::Error ProductInt8(ffi::ThreadPool pool, Floats x, ffi::Buffer<ffi::U8> blocks, Floats scales, Result out, Result room,
-                       Result row_scales, ffi::Result<ffi::Buffer<ffi::S32>> row_sums) {
-  const auto outer = x.dimensions(), packed = blocks.dimensions();
-  const int64_t rows = RowsOf(outer), inner = outer.back(), features = out->dimensions().back();
-  if (packed.size() != 4 || packed[1] != (inner + 3) / 4 || packed[2] != kColumns || packed[0] * kColumns < features) {
-    return ffi::Error::InvalidArgument("a product's blocks do not fit its rows");
-  }
+// x [..., inner]; blocks [blocks, inner / 4, 32, 4] and scales [features] of each kernel -> x times each, [..., features].
+// Room to work in: the rows in 8 bits [rows, inner / 4], their scales [rows] and sums [rows].
+ffi::Error ProductsInt8(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kernels, Result room, Result row_scales,
+                        ffi::Result<ffi::Buffer<ffi::S32>> row_sums, ffi::RemainingRets results) {
+  const int64_t rows = RowsOf(x.dimensions()), inner = x.dimensions().back();
   if (rows == 0) return ffi::Error::Success();
-  MultiplyInt8(pool, x.typed_data(), rows, inner, blocks.typed_data(), scales.typed_data(), packed[0], features,
-               room->typed_data(), row_scales->typed_data(), row_sums->typed_data(), out->typed_data());
+  const Panels panels(rows);
+  const QuantizedRows quantized{room->typed_data(), row_scales->typed_data(), row_sums->typed_data()};
+  QuantizeRows(pool, x.typed_data(), panels, inner, quantized);
+  for (size_t i = 0; i < results.size(); ++i) {
+    const auto blocks = kernels.get<ffi::Buffer<ffi::U8>>(2 * i);
+    const auto scales = kernels.get<Floats>(2 * i + 1);
+    auto out = results.get<Floats>(i);
+    if (!blocks || !scales || !out || blocks->dimensions().size() != 4) return Misfit();
+    const auto columns = Columns(blocks->dimensions(), (inner + 3) / 4, **out, rows);
+    if (!columns || scales->dimensions().back() != *columns) return Misfit();
+    MultiplyInt8(pool, quantized, panels, inner, blocks->typed_data(), scales->typed_data(), blocks->dimensions()[0],
+                 *columns, (*out)->typed_data());
+  }
   return ffi::Error::Success();
 }
 
@@ -104,28 +126,38 @@ ffi::Error Append(ffi::ThreadPool pool, Floats rows, ffi::AnyBuffer before, ffi:
   return ffi::Error::Success();
 }
 
+// x [..., width], scale and bias [width] -> out as x.
+ffi::Error LayerNorm(ffi::ThreadPool pool, Floats x, Floats scale, Floats bias, Result out, float epsilon) {
+  const int64_t width = x.dimensions().back();
+  if (scale.element_count() != static_cast<size_t>(width) || bias.element_count() != static_cast<size_t>(width)) {
+    return ffi::Error::InvalidArgument("scale and bias do not fit the rows");
+  }
+  NormalizeRows(pool, x.typed_data(), scale.typed_data(), bias.typed_data(), RowsOf(x.dimensions()), width, epsilon,
+                out->typed_data());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace blenderbot_jax
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))
 
-XLA_FFI_DEFINE_HANDLER(product_handler, blenderbot_jax::Product,
+XLA_FFI_DEFINE_HANDLER(products_handler, blenderbot_jax::Products,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
                            .Arg<blenderbot_jax::Floats>()
-                           .Arg<ffi::AnyBuffer>()
+                           .RemainingArgs()
                            .Ret<blenderbot_jax::Floats>()
-                           .Ret<blenderbot_jax::Floats>());
-XLA_FFI_DEFINE_HANDLER(product_int8_handler, blenderbot_jax::ProductInt8,
+                           .RemainingRets());
+XLA_FFI_DEFINE_HANDLER(products_int8_handler, blenderbot_jax::ProductsInt8,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
                            .Arg<blenderbot_jax::Floats>()
-                           .Arg<ffi::Buffer<ffi::U8>>()
-                           .Arg<blenderbot_jax::Floats>()
+                           .RemainingArgs()
                            .Ret<blenderbot_jax::Floats>()
                            .Ret<blenderbot_jax::Floats>()
-                           .Ret<blenderbot_jax::Floats>()
-                           .Ret<ffi::Buffer<ffi::S32>>());
+                           .Ret<ffi::Buffer<ffi::S32>>()
+                           .RemainingRets());
 XLA_FFI_DEFINE_HANDLER(attention_handler, blenderbot_jax::Attention,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
@@ -143,11 +175,26 @@ XLA_FFI_DEFINE_HANDLER(append_handler, blenderbot_jax::Append,
                            .Arg<ffi::Buffer<ffi::S32>>()
                            .Ret<ffi::AnyBuffer>()
                            .Attr<int64_t>("writers"));
+XLA_FFI_DEFINE_HANDLER(layer_norm_handler, blenderbot_jax::LayerNorm,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<blenderbot_jax::Floats>()
+                           .Arg<blenderbot_jax::Floats>()
+                           .Arg<blenderbot_jax::Floats>()
+                           .Ret<blenderbot_jax::Floats>()
+                           .Attr<float>("epsilon"));
 
-EXPORTED XLA_FFI_Error* blenderbot_jax_product(XLA_FFI_CallFrame* frame) { return product_handler(frame); }
-EXPORTED XLA_FFI_Error* blenderbot_jax_product_int8(XLA_FFI_CallFrame* frame) { return product_int8_handler(frame); }
+EXPORTED XLA_FFI_Error* blenderbot_jax_products(XLA_FFI_CallFrame* frame) { return products_handler(frame); }
+EXPORTED XLA_FFI_Error* blenderbot_jax_products_int8(XLA_FFI_CallFrame* frame) { return products_int8_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_attention(XLA_FFI_CallFrame* frame) { return attention_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_append(XLA_FFI_CallFrame* frame) { return append_handler(frame); }
+EXPORTED XLA_FFI_Error* blenderbot_jax_layer_norm(XLA_FFI_CallFrame* frame) { return layer_norm_handler(frame); }
+
+// Whether it has products of bfloat16 numbers, which XLA then uses.
+EXPORTED int blenderbot_jax_multiplies_bfloat16() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx512bf16");
+}
 
 // Whether this processor has the instructions that all of the above is compiled to.
 EXPORTED int blenderbot_jax_runs_here() {

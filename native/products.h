@@ -18,6 +18,8 @@ namespace blenderbot_jax {
 
 constexpr int64_t kColumns = 32;  // of a block: two registers of 16
 constexpr int64_t kRows = 12;     // of a panel: 24 sums and 2 registers of weights out of 32
+constexpr int64_t kRun = 4;       // blocks that a thread takes at a time, one after the other
+constexpr int64_t kAhead = 3072;  // bytes
 
 // A kind of kernel: `Weight` is its element in memory, `kPerUnit` how many of them meet 4 bytes of a row. A part of a block
 // `kDepth` units deep stays in a processor's second cache while panel after panel passes by.
@@ -51,22 +53,29 @@ struct Int8 {
   static Sum Add(Sum sum, float x, __m512i w) {
     int32_t four;
     std::memcpy(&four, &x, sizeof four);
-    return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+    // As _mm512_dpbusd_epi32, around which GCC 12 copies every sum.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(_mm512_set1_epi32(four)));
+    return sum;
   }
+};
+
+// What is fetched while a panel is multiplied: `step` bytes from `from` on for every unit.
+struct Ahead {
+  const char* from;
+  int64_t step;
 };
 
 // Sums of one panel of `rows` rows, units by row, with one block of weights. By itself, so that all sums stay in registers.
 template <typename Kind, int rows>
 __attribute__((noinline)) void MultiplyPanel(const float* panel, const typename Kind::Weight* block, int64_t units,
-                          typename Kind::Sum (&sums)[kRows][2]) {
+                                             Ahead ahead, typename Kind::Sum (&sums)[kRows][2]) {
   typename Kind::Sum local[rows][2];
 #pragma GCC unroll 12
   for (int m = 0; m < rows; ++m) local[m][0] = local[m][1] = Kind::Zero();
   for (int64_t unit = 0; unit < units; ++unit) {
     constexpr int64_t half = 16 * Kind::kPerUnit;
-    // Ahead of what the processor fetches by itself, which ends with a page.
-    _mm_prefetch(reinterpret_cast<const char*>(block + 48 * half), _MM_HINT_T0);
-    _mm_prefetch(reinterpret_cast<const char*>(block + 49 * half), _MM_HINT_T0);
+    _mm_prefetch(ahead.from, _MM_HINT_T0);
+    _mm_prefetch(ahead.from + 64, _MM_HINT_T0);
     const auto left = Kind::Load(block), right = Kind::Load(block + half);
 #pragma GCC unroll 12
     for (int m = 0; m < rows; ++m) {
@@ -75,17 +84,18 @@ __attribute__((noinline)) void MultiplyPanel(const float* panel, const typename 
     }
     panel += rows;
     block += 2 * half;
+    ahead.from += ahead.step;
   }
 #pragma GCC unroll 12
   for (int m = 0; m < rows; ++m) sums[m][0] = local[m][0], sums[m][1] = local[m][1];
 }
 
 template <typename Kind, int rows = kRows>
-inline void MultiplyPanel(int64_t count, const float* panel, const typename Kind::Weight* block, int64_t units,
+inline void MultiplyPanel(int64_t count, const float* panel, const typename Kind::Weight* block, int64_t units, Ahead ahead,
                           typename Kind::Sum (&sums)[kRows][2]) {
   if constexpr (rows > 0) {
-    if (count == rows) return MultiplyPanel<Kind, rows>(panel, block, units, sums);
-    MultiplyPanel<Kind, rows - 1>(count, panel, block, units, sums);
+    if (count == rows) return MultiplyPanel<Kind, rows>(panel, block, units, ahead, sums);
+    MultiplyPanel<Kind, rows - 1>(count, panel, block, units, ahead, sums);
   }
 }
 
@@ -102,18 +112,27 @@ inline __mmask16 FirstLanes(int64_t count) {
 
 // out [rows, features] = finish(panel's sums, what is there so far, row, column, lanes); `x` holds the rows panel by panel,
 // within one unit by unit.
+//
+// Weights come from memory while something else is multiplied: for a single panel some kilobytes ahead, where the processor,
+// which stops at a page's end, has not been; for several panels the next part of the run, a piece with each.
 template <typename Kind, typename Finish>
 void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, const typename Kind::Weight* blocks,
                     int64_t block_count, int64_t units, int64_t features, float* out, const Finish& finish) {
-  constexpr int64_t unit_size = Kind::kPerUnit * kColumns;
-  ForEach(pool, block_count, [&](int64_t b) {
+  constexpr int64_t unit_size = Kind::kPerUnit * kColumns, unit_bytes = unit_size * sizeof(typename Kind::Weight);
+  const int64_t run = panels.count == 1 ? 1 : kRun;
+  ForEach(pool, (block_count + run - 1) / run, [&](int64_t r) {
     typename Kind::Sum sums[kRows][2];
-    for (int64_t begin = 0; begin < units; begin += std::min(Kind::kDepth, units)) {
-      const int64_t depth = std::min(Kind::kDepth, units - begin);
-      const auto* block = blocks + (b * units + begin) * unit_size;
+    const int64_t end = std::min((r + 1) * run, block_count) * units;  // in units, as if all blocks were one column
+    for (int64_t at = r * run * units, depth; at < end; at += depth) {
+      const int64_t b = at / units, begin = at % units;
+      depth = std::min(Kind::kDepth, units - begin);
+      const auto* part = blocks + at * unit_size;
+      const char* next = reinterpret_cast<const char*>(at + depth < end ? part + depth * unit_size : part);
       for (int64_t p = 0; p < panels.count; ++p) {
         const int64_t first = p * panels.height, height = panels.Height(p);
-        MultiplyPanel<Kind>(height, x + first * units + begin * height, block, depth, sums);
+        const Ahead ahead = panels.count == 1 ? Ahead{reinterpret_cast<const char*>(part) + kAhead, unit_bytes}
+                                              : Ahead{next + p * depth * unit_bytes / panels.count, unit_bytes / panels.count};
+        MultiplyPanel<Kind>(height, x + first * units + begin * height, part, depth, ahead, sums);
         for (int64_t m = 0; m < height; ++m) {
           for (int side = 0; side < 2; ++side) {
             const int64_t column = b * kColumns + 16 * side;
@@ -128,22 +147,35 @@ void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& pa
   });
 }
 
-// Products with a kernel in float32 or bfloat16. `panels` has room for rows x inner floats.
-template <typename Kind>
-void Multiply(xla::ffi::ThreadPool& pool, const float* x, int64_t row_count, int64_t inner,
-              const typename Kind::Weight* blocks, int64_t block_count, int64_t features, float* room, float* out) {
-  const Panels panels(row_count);
-  if (row_count > 1) {
-    ForEach(pool, panels.count, [&](int64_t p) {
-      const int64_t first = p * panels.height, height = panels.Height(p);
-      float* to = room + first * inner;
-      for (int64_t i = 0; i < inner; ++i) {
-        for (int64_t m = 0; m < height; ++m) *to++ = x[(first + m) * inner + i];
+// Rows [rows, inner] panel by panel, as products in float32 or bfloat16 read them; a single row is a panel as it is.
+inline const float* Pack(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, int64_t inner, float* room) {
+  if (panels.rows == 1) return x;
+  ForEach(pool, panels.count, [&](int64_t p) {
+    const int64_t first = p * panels.height, height = panels.Height(p);
+    const float* from = x + first * inner;
+    float* to = room + first * inner;
+    const int64_t even_rows = height - height % 4, even_inner = inner - inner % 4;
+    for (int64_t i = 0; i < even_inner; i += 4) {  // four rows, four numbers of each
+      for (int64_t m = 0; m < even_rows; m += 4) {
+        __m128 four[4];
+        for (int k = 0; k < 4; ++k) four[k] = _mm_loadu_ps(from + (m + k) * inner + i);
+        _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
+        for (int k = 0; k < 4; ++k) _mm_storeu_ps(to + (i + k) * height + m, four[k]);
       }
-    });
-  }
+    }
+    for (int64_t i = 0; i < inner; ++i) {
+      for (int64_t m = i < even_inner ? even_rows : 0; m < height; ++m) to[i * height + m] = from[m * inner + i];
+    }
+  });
+  return room;
+}
+
+// Packed rows times a kernel in float32 or bfloat16.
+template <typename Kind>
+void Multiply(xla::ffi::ThreadPool& pool, const float* packed, const Panels& panels, int64_t inner,
+              const typename Kind::Weight* blocks, int64_t block_count, int64_t features, float* out) {
   const auto added = [](__m512 sums, __m512 before, int64_t, int64_t, __mmask16) { return _mm512_add_ps(sums, before); };
-  MultiplyPanels<Kind>(pool, row_count > 1 ? room : x, panels, blocks, block_count, inner, features, out, added);
+  MultiplyPanels<Kind>(pool, packed, panels, blocks, block_count, inner, features, out, added);
 }
 
 // One row to 8 bits, symmetric, in steps of `height` units. Returns the scale; `sum` becomes the sum of the integers.
@@ -166,26 +198,34 @@ inline float Quantize(const float* row, int64_t inner, int64_t units, int64_t he
   return scale;
 }
 
-// Products with a kernel in 8 bits: rows are rounded to 8 bits too, sums are whole numbers.
-// `room` has room for rows x units, `row_scales` and `row_sums` for one number a row.
-inline void MultiplyInt8(xla::ffi::ThreadPool& pool, const float* x, int64_t row_count, int64_t inner,
-                         const uint8_t* blocks, const float* scales, int64_t block_count, int64_t features, float* room,
-                         float* row_scales, int32_t* row_sums, float* out) {
-  const Panels panels(row_count);
+// Rows in 8 bits, panel by panel: four numbers to a unit.
+struct QuantizedRows {
+  float* packed;  // [rows, units]
+  float* scales;  // [rows]
+  int32_t* sums;  // [rows], of the whole numbers
+};
+
+inline void QuantizeRows(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, int64_t inner,
+                         const QuantizedRows& to) {
   const int64_t units = (inner + 3) / 4;
   ForEach(pool, panels.count, [&](int64_t p) {
     const int64_t first = p * panels.height, height = panels.Height(p);
     for (int64_t m = 0; m < height; ++m) {
-      row_scales[first + m] = Quantize(x + (first + m) * inner, inner, units, height, room + first * units + m,
-                                       row_sums + first + m);
+      const int64_t row = first + m;
+      to.scales[row] = Quantize(x + row * inner, inner, units, height, to.packed + first * units + m, to.sums + row);
     }
   });
+}
+
+// Rows in 8 bits times a kernel in 8 bits: sums are whole numbers, scaled once at the end.
+inline void MultiplyInt8(xla::ffi::ThreadPool& pool, const QuantizedRows& rows, const Panels& panels, int64_t inner,
+                         const uint8_t* blocks, const float* scales, int64_t block_count, int64_t features, float* out) {
   const auto scaled = [=](__m512i sums, __m512, int64_t row, int64_t column, __mmask16 lanes) {
-    const __m512i without = _mm512_sub_epi32(sums, _mm512_set1_epi32(Int8::kOffset * row_sums[row]));
+    const __m512i without = _mm512_sub_epi32(sums, _mm512_set1_epi32(Int8::kOffset * rows.sums[row]));
     const __m512 columns = _mm512_maskz_loadu_ps(lanes, scales + column);
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(without), _mm512_mul_ps(_mm512_set1_ps(row_scales[row]), columns));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(without), _mm512_mul_ps(_mm512_set1_ps(rows.scales[row]), columns));
   };
-  MultiplyPanels<Int8>(pool, room, panels, blocks, block_count, units, features, out, scaled);
+  MultiplyPanels<Int8>(pool, rows.packed, panels, blocks, block_count, (inner + 3) / 4, features, out, scaled);
 }
 
 }  // namespace blenderbot_jax

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from blenderbot_jax import native
 from blenderbot_jax.cache import (
     CacheShape,
     append,
@@ -20,6 +21,7 @@ from blenderbot_jax.cache import (
 from blenderbot_jax.model import BlenderbotForConditionalGeneration
 from tests.golden.fill import golden_params
 
+NATIVE = pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
 
@@ -140,15 +142,17 @@ def test_the_mask_takes_the_form_of_the_cache():
     assert self_attention_mask(small_cache(ancestry=True), 2).shape == (2, 1, 6, 12)
 
 
+@pytest.mark.parametrize("natively", [False, pytest.param(True, marks=NATIVE)])
 @pytest.mark.parametrize("ancestry", [False, True])
-def test_cached_decoding_equals_uncached_under_random_parents(model, ancestry):
+def test_cached_decoding_equals_uncached_under_random_parents(model, ancestry, natively):
     B, K, chunks = 2, 3, (1, 1, 2, 1)
     params = golden_params(model)
     rng = np.random.default_rng(1)
     ids = rng.integers(3, 96, (B, 7))
     mask = np.arange(7) < np.array([[7], [4]])
-    cache = prefill(model, params, ids, mask, (("capacity", 8), ("beams", K), ("ancestry", ancestry)))
-    assert (cache.ancestry is not None) == ancestry
+    settings = (("capacity", 8), ("beams", K), ("ancestry", ancestry), ("native", natively))
+    cache = prefill(model, params, ids, mask, settings)
+    assert ((cache.ancestry is not None), cache.native) == (ancestry, natively)
     histories = np.zeros((B, K, 0), int)
     for T in chunks:
         tokens = rng.integers(3, 96, (B, K, T))

@@ -6,10 +6,10 @@ from pathlib import Path
 import blenderbot_jax
 
 ORDER = [
-    "files", "hub", "absent", "config", "masks", "cache", "checks", "kernels", "attention", "layers", "transformer",
-    "outputs", "checkpoint", "quantize", "memory", "model", "preparation", "ensemble", "generation", "warm", "scoring",
-    "attribution", "tokenizer", "dialogue", "pretrained", "conversion", "verification", "chatbot", "run_exported",
-    "export", "plotting", "cli",
+    "files", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "attention", "layers",
+    "transformer", "outputs", "checkpoint", "quantize", "memory", "model", "preparation", "ensemble", "generation",
+    "warm", "scoring", "attribution", "tokenizer", "dialogue", "pretrained", "conversion", "verification", "chatbot",
+    "run_exported", "export", "plotting", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent
 NO_RUN_TIME = {"torch", "transformers", "tensorflow", "pytest", "hypothesis"}

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blenderbot_jax import preparation
+from blenderbot_jax import native, preparation
 from blenderbot_jax.ensemble import Ensemble
 from blenderbot_jax.generation import GenerationConfig, generate
-from blenderbot_jax.kernels import BlockedKernel, matmul
+from blenderbot_jax.kernels import BlockedKernel, is_native, matmul
 from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration
 from blenderbot_jax.preparation import prepare
+from blenderbot_jax.quantize import quantize
 from tests.golden.fill import golden_params
 
 PROMPTS = np.random.default_rng(0).integers(3, 96, (1, 9))
+
+
+NATIVE = pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
+FORMS = [False, pytest.param(True, marks=NATIVE)]
 
 
 @pytest.fixture(autouse=True)
@@ -42,39 +47,49 @@ def test_a_single_short_row_gives_the_plain_product():
     np.testing.assert_allclose(matmul(x, kernel, jnp.float32), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("natively", FORMS)
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["tiny_config", "tiny_small_config"])
-def test_prepared_parameters_give_the_same_replies(request, kind, tied):
+def test_prepared_parameters_give_the_same_replies(request, kind, tied, natively):
     model = BlenderbotForConditionalGeneration(request.getfixturevalue(kind).replace(tie_word_embeddings=tied))
     params = golden_params(model)
-    prepared = prepare(model, params, rows=3)
+    prepared = prepare(model, params, rows=3, natively=natively)
+    assert is_native(prepared) == natively
     assert isinstance(prepared["lm_head"]["kernel"], BlockedKernel)
     layer = prepared["model"]["decoder"]["layers"]["0"]
     assert isinstance(layer["fc1"]["kernel"], BlockedKernel)
     assert isinstance(layer["encoder_attn"]["q_proj"]["kernel"], BlockedKernel)
-    assert isinstance(layer["encoder_attn"]["k_proj"]["kernel"], jax.Array)
+    # What reads the prompt has many rows, which XLA multiplies as they are.
+    assert isinstance(layer["encoder_attn"]["k_proj"]["kernel"], BlockedKernel) == natively
     config = GenerationConfig(num_beams=3, max_length=12, no_repeat_ngram_size=3)
     plain, fast = (generate(model, tree, PROMPTS, config=config) for tree in (params, prepared))
     np.testing.assert_array_equal(fast.sequences, plain.sequences)
     np.testing.assert_allclose(fast.scores, plain.scores, atol=1e-5)
 
 
-def test_causal_models_and_ensembles_are_prepared_too(tiny_config):
+@pytest.mark.parametrize("natively", FORMS)
+def test_causal_models_and_ensembles_are_prepared_too(tiny_config, natively):
     causal = BlenderbotForCausalLM(tiny_config.replace(is_encoder_decoder=False))
     params = golden_params(causal, eos_bias=None)
     config = GenerationConfig(max_length=14)
-    plain, fast = (generate(causal, tree, PROMPTS, config=config) for tree in (params, prepare(causal, params)))
+    plain, fast = (
+        generate(causal, tree, PROMPTS, config=config) for tree in (params, prepare(causal, params, natively=natively))
+    )
     np.testing.assert_array_equal(fast.sequences, plain.sequences)
     model = BlenderbotForConditionalGeneration(tiny_config)
-    members = prepare(Ensemble((model, model)), (golden_params(model),) * 2)
+    both, trees = Ensemble((model, model)), (golden_params(model),) * 2
+    members = prepare(both, trees, natively=natively)
     assert all(isinstance(tree["lm_head"]["kernel"], BlockedKernel) for tree in members)
+    config = GenerationConfig(num_beams=2, max_length=10)
+    plain, fast = (generate(both, each, PROMPTS, config=config) for each in (trees, members))
+    np.testing.assert_array_equal(fast.sequences, plain.sequences)
 
 
 def test_many_rows_and_short_types_keep_their_form_and_are_cast_once(tiny_config):
     model = BlenderbotForConditionalGeneration(tiny_config)
     params = golden_params(model)
-    assert jax.tree.structure(prepare(model, params, rows=80)) == jax.tree.structure(params)
-    cast = prepare(model.clone(dtype=jnp.bfloat16), params)
+    assert jax.tree.structure(prepare(model, params, rows=80, natively=False)) == jax.tree.structure(params)
+    cast = prepare(model.clone(dtype=jnp.bfloat16), params, natively=False)
     layer = cast["model"]["decoder"]["layers"]["0"]
     assert layer["fc1"]["kernel"].dtype == cast["model"]["shared"]["embedding"].dtype == jnp.bfloat16
     assert layer["final_layer_norm"]["scale"].dtype == jnp.float32
@@ -84,7 +99,46 @@ def test_small_kernels_keep_their_form(tiny_config, monkeypatch):
     monkeypatch.setattr(preparation, "_LEAST_BYTES", 2**21)
     model = BlenderbotForConditionalGeneration(tiny_config)
     params = golden_params(model)
-    assert jax.tree.structure(prepare(model, params)) == jax.tree.structure(params)
+    assert jax.tree.structure(prepare(model, params, natively=False)) == jax.tree.structure(params)
+
+
+@NATIVE
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}, {}])
+def test_native_kernels_decode_what_xla_does(tiny_config, settings):
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    params = golden_params(model, eos_bias=None)
+    for quantise in (lambda tree: tree, quantize):
+        trees = quantise(params), prepare(model, quantise(params))
+        assert is_native(trees[1])
+        config = GenerationConfig(max_length=14, no_repeat_ngram_size=2, **settings)
+        ids, begin = np.array([[5, 9, 7, 2, 0], [8, 4, 2, 0, 0]]), np.array([[1, 30], [1, 40]])
+        key = jax.random.key(0) if "do_sample" in settings else None
+        plain, fast = (generate(model, tree, ids, config=config, key=key, decoder_input_ids=begin) for tree in trees)
+        np.testing.assert_array_equal(fast.sequences, plain.sequences)
+        np.testing.assert_allclose(fast.scores, plain.scores, atol=1e-4)
+
+
+@NATIVE
+def test_models_and_caches_in_bfloat16_stay_close_to_float32(tiny_config):
+    wide = BlenderbotForConditionalGeneration(tiny_config)
+    params = golden_params(wide, eos_bias=None)
+    config = GenerationConfig(max_length=4)
+    exact = generate(wide, params, [[5, 9, 7, 2]], config=config)
+    for model in (wide.clone(dtype=jnp.bfloat16), wide.clone(cache_dtype=jnp.bfloat16)):
+        prepared = prepare(model, params)
+        assert prepared["model"]["decoder"]["layers"]["0"]["fc1"]["kernel"].blocks.dtype == model.dtype
+        fast = generate(model, prepared, [[5, 9, 7, 2]], config=config)
+        np.testing.assert_allclose(fast.token_log_probs, exact.token_log_probs, rtol=0.05)
+
+
+def test_what_cannot_run_natively_is_left_to_xla(tiny_config, monkeypatch):
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    params = golden_params(model)
+    assert not is_native(prepare(model.clone(dtype=jnp.float16), params))
+    monkeypatch.setattr(native, "available", lambda: False)
+    assert not is_native(prepare(model, params))
+    with pytest.raises(RuntimeError, match=r"no native kernels here: they need x86-64 Linux.*natively=None"):
+        prepare(model, params, natively=True)
 
 
 def test_packing_can_be_traced():

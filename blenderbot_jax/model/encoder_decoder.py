@@ -18,8 +18,8 @@ from blenderbot_jax.checks import (
     refuse_arguments,
 )
 from blenderbot_jax.layers import Embedding
-from blenderbot_jax.native import attends
 from blenderbot_jax.model.base import FORWARD_REFUSALS, Pretrained
+from blenderbot_jax.native import attends
 from blenderbot_jax.outputs import EncoderOutput, Seq2SeqModelOutput, as_encoder_output
 from blenderbot_jax.transformer import Decoder, Encoder, States
 
