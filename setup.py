@@ -7,7 +7,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden"]
 # The processor is asked for them before anything else of the library is called (`blenderbot_jax/native.py`).
 INSTRUCTIONS = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mfma"]
 # GCC's own headers leave registers undefined on purpose, and warn of it.
@@ -25,7 +25,7 @@ def extensions() -> list[Extension]:
         sources=["native/handlers.cc"],
         depends=["native/attention.h", "native/norms.h", "native/parallel.h", "native/products.h"],
         extra_compile_args=[*FLAGS, *INSTRUCTIONS, *WARNINGS, "-isystem", str(headers)],
-        extra_link_args=["-static-libstdc++", "-static-libgcc"],
+        extra_link_args=["-static-libstdc++", "-static-libgcc", "-Wl,-s"],
         language="c++",
         optional=True,
     )

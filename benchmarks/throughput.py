@@ -201,7 +201,7 @@ def answer(
     warmth = Warmth()
     jax.monitoring.register_event_duration_secs_listener(warmth)
     with tempfile.TemporaryDirectory() as folder:
-        sides = [ours(bot, warmth), *(peers(bot, folder, types, size) if compared else ())]
+        sides = [ours(bot.prepared(size), warmth), *(peers(bot, folder, types, size) if compared else ())]
         for number, part in enumerate(parts):
             for side in sides:
                 started = time.perf_counter()

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import blenderbot_jax
+from blenderbot_jax import native
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli import main, programs, warming
 from blenderbot_jax.cli.programs import keep_programs, program_cache
@@ -106,6 +107,12 @@ def test_info_says_where_programs_are_how_many_and_how_to_be_rid_of_them(monkeyp
     monkeypatch.setattr(programs, "jax_folder", lambda: str(tmp_path))
     shown = CliRunner().invoke(main, ["info", "demo"]).stdout
     assert f"compiled programs: {tmp_path} (1 files, 5 bytes; delete the folder to be rid of them)\n" in shown
+
+
+@pytest.mark.parametrize(("there", "said"), [(True, "yes"), (False, "no, they need x86-64 Linux, AVX-512 VNNI")])
+def test_info_says_whether_native_kernels_decode(monkeypatch, there, said):
+    monkeypatch.setattr(native, "available", lambda: there)
+    assert f"native CPU kernels: {said}" in CliRunner().invoke(main, ["info", "demo"]).stdout
 
 
 @pytest.mark.slow

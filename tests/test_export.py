@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from blenderbot_jax import native
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli import main
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.generation import GenerationConfig, generate
 from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration
+from blenderbot_jax.preparation import prepare
 from blenderbot_jax.tokenizer import BlenderbotTokenizer
 from tests.golden.fill import golden_model, golden_params
 
@@ -195,6 +197,15 @@ def test_causal_models_and_dtypes_without_a_name_are_refused(tiny_config: Blende
     model = BlenderbotForConditionalGeneration(tiny_config)
     with pytest.raises(ValueError, match=r"kernel is int4, which weights.safetensors cannot hold"):
         export_decode(tmp_path, model, {"kernel": jnp.zeros(2, jnp.int4)}, tokenizer, SAMPLING)
+
+
+@pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
+def test_parameters_for_native_kernels_are_refused_with_the_way_out(model, params, tokenizer, tmp_path):
+    config = GenerationConfig(max_length=8)
+    with pytest.raises(ValueError, match=r"prepared for kernels of this machine.*prepare\(\.\.\., natively=False\)"):
+        export_decode(tmp_path / "out", model, prepare(model, params), tokenizer, config)
+    assert not (tmp_path / "out").exists()
+    export_decode(tmp_path / "out", model, prepare(model, params, natively=False), tokenizer, config)
 
 
 def test_an_export_that_fails_leaves_the_folder_as_it_was(sampled, model, params, tmp_path, monkeypatch):

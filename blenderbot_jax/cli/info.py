@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from blenderbot_jax import native
 from blenderbot_jax.checkpoint import CheckpointError
 from blenderbot_jax.checkpoint.folder import INT8_FILE, tensor_entries, weights_in
 from blenderbot_jax.cli.options import DTYPES, hub_options, output_console, quantize_option
@@ -101,8 +102,16 @@ def info(
     tree = expected_tree(_kind(folder, config), config)
     console.print(_peak(tree, config, loading, _Recipe(batch_size, beams, capacity)))
     console.print(_devices())
+    console.print(Text(f"native CPU kernels: {_native()}"), soft_wrap=True)
     # Text alone is never broken, so that the folder can be copied.
     console.print(Text(f"compiled programs: {program_cache(os.environ.get(ENVIRONMENT))}"), soft_wrap=True)
+
+
+def _native() -> str:
+    if jax.default_backend() != "cpu":
+        return "not used, decoding is not on the CPU"
+    needs = "no, they need x86-64 Linux, AVX-512 VNNI, and a C++ compiler when the package is installed"
+    return "yes" if native.available() else needs
 
 
 def _model(name: str, folder: Path, config: BlenderbotConfig) -> Table:
