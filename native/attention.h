@@ -14,9 +14,9 @@
 
 namespace blenderbot_jax {
 
-// exp of numbers up to 0, within two units in the last place: a power of two times a polynomial around 0.
+// exp of numbers up to 0, within two units in the last place: a power of two times a polynomial around 0. NaN stays NaN.
 inline __m512 Exp(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));  // below, the result is 0 in float32
+  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // below, the result is 0 in float32; of a NaN the second is taken
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
   // ln 2 in two parts, the first of few digits, so that n times it is exact.
   const __m512 high = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);

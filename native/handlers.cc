@@ -34,6 +34,7 @@ ffi::Error Misfit() { return ffi::Error::InvalidArgument("a kernel in blocks doe
 // x [..., inner]; kernels in blocks [blocks, inner, 32] of float32 or bfloat16 -> x times each, [..., features]; room as x.
 ffi::Error Products(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kernels, Result room, ffi::RemainingRets results) {
   const int64_t rows = RowsOf(x.dimensions()), inner = x.dimensions().back();
+  if (kernels.size() != results.size()) return Misfit();
   if (rows == 0) return ffi::Error::Success();
   const Panels panels(rows);
   const float* packed = Pack(pool, x.typed_data(), panels, inner, room->typed_data());
@@ -61,6 +62,7 @@ ffi::Error Products(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kernels, 
 ffi::Error ProductsInt8(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kernels, Result room, Result row_scales,
                         ffi::Result<ffi::Buffer<ffi::S32>> row_sums, ffi::RemainingRets results) {
   const int64_t rows = RowsOf(x.dimensions()), inner = x.dimensions().back();
+  if (kernels.size() != 2 * results.size()) return Misfit();
   if (rows == 0) return ffi::Error::Success();
   const Panels panels(rows);
   const QuantizedRows quantized{room->typed_data(), row_scales->typed_data(), row_sums->typed_data()};
@@ -69,7 +71,7 @@ ffi::Error ProductsInt8(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kerne
     const auto blocks = kernels.get<ffi::Buffer<ffi::U8>>(2 * i);
     const auto scales = kernels.get<Floats>(2 * i + 1);
     auto out = results.get<Floats>(i);
-    if (!blocks || !scales || !out || blocks->dimensions().size() != 4) return Misfit();
+    if (!blocks || !scales || !out || blocks->dimensions().size() != 4 || blocks->dimensions()[3] != 4) return Misfit();
     const auto columns = Columns(blocks->dimensions(), (inner + 3) / 4, **out, rows);
     if (!columns || scales->dimensions().back() != *columns) return Misfit();
     MultiplyInt8(pool, quantized, panels, inner, blocks->typed_data(), scales->typed_data(), blocks->dimensions()[0],
@@ -91,8 +93,9 @@ ffi::Error Attention(ffi::ThreadPool pool, Floats queries, ffi::AnyBuffer keys, 
                      ffi::Buffer<ffi::S32> owners, ffi::Buffer<ffi::S32> length, Result out) {
   const auto owned = owners.dimensions();
   const auto shape = owned.size() == 3 ? ShapeOf(queries, keys.dimensions(), owned[1]) : std::nullopt;
-  if (!shape || owned[0] != shape->G || owned[2] != shape->C || shape->H > 16 * kChunks) {
-    return ffi::Error::InvalidArgument("queries, keys and owners do not fit each other");
+  const bool alike = keys.element_type() == values.element_type() && keys.element_count() == values.element_count();
+  if (!shape || !alike || owned[0] != shape->G || owned[2] != shape->C || shape->H > 16 * kChunks) {
+    return ffi::Error::InvalidArgument("queries, keys, values and owners do not fit each other");
   }
   const int64_t chunks = (shape->H + 15) / 16, written = length.typed_data()[0];
   if (keys.element_type() == ffi::F32) {

@@ -34,8 +34,9 @@ void ForEach(xla::ffi::ThreadPool& pool, int64_t count, const Body& body) {
   for (int64_t helper = 0; helper < helpers; ++helper) pool.Schedule(decltype(work)(work));
   work();
   // There may be more threads than processors: one that has waited for long lets another go on.
-  for (int waited = 0; progress->finished.load(std::memory_order_acquire) < count; ++waited) {
-    if (waited < kPauses) {
+  for (int pauses = kPauses; progress->finished.load(std::memory_order_acquire) < count;) {
+    if (pauses > 0) {
+      --pauses;
       _mm_pause();
     } else {
       std::this_thread::yield();

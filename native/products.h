@@ -178,11 +178,14 @@ void Multiply(xla::ffi::ThreadPool& pool, const float* packed, const Panels& pan
   MultiplyPanels<Kind>(pool, packed, panels, blocks, block_count, inner, features, out, added);
 }
 
-// One row to 8 bits, symmetric, in steps of `height` units. Returns the scale; `sum` becomes the sum of the integers.
+// One row to 8 bits, symmetric, in steps of `height` units. Returns the scale, NaN for a row with a NaN or an infinity; `sum`
+// becomes the sum of the integers.
 inline float Quantize(const float* row, int64_t inner, int64_t units, int64_t height, float* to, int32_t* sum) {
-  __m512 largest = _mm512_setzero_ps();
+  __m512 largest = _mm512_setzero_ps(), poison = _mm512_setzero_ps();
   for (int64_t i = 0; i < inner; i += 16) {
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(FirstLanes(inner - i), row + i)));
+    const __m512 values = _mm512_maskz_loadu_ps(FirstLanes(inner - i), row + i);
+    largest = _mm512_max_ps(largest, _mm512_abs_ps(values));
+    poison = _mm512_add_ps(poison, _mm512_sub_ps(values, values));  // 0, but for what no integer stands for
   }
   const float scale = std::max(_mm512_reduce_max_ps(largest), 1e-30f) / 127;
   __m512i total = _mm512_setzero_si512();
@@ -195,7 +198,7 @@ inline float Quantize(const float* row, int64_t inner, int64_t units, int64_t he
     for (int64_t unit = i / 4; unit < std::min(i / 4 + 4, units); ++unit) to[unit * height] = four[unit - i / 4];
   }
   *sum = _mm512_reduce_add_epi32(total);
-  return scale;
+  return scale + _mm512_reduce_add_ps(poison);
 }
 
 // Rows in 8 bits, panel by panel: four numbers to a unit.

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blenderbot_jax import native
 from blenderbot_jax.cache import (
     CacheShape,
     append,
@@ -20,8 +19,8 @@ from blenderbot_jax.cache import (
 )
 from blenderbot_jax.model import BlenderbotForConditionalGeneration
 from tests.golden.fill import golden_params
+from tests.natively import needs_native
 
-NATIVE = pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
 
@@ -142,7 +141,7 @@ def test_the_mask_takes_the_form_of_the_cache():
     assert self_attention_mask(small_cache(ancestry=True), 2).shape == (2, 1, 6, 12)
 
 
-@pytest.mark.parametrize("natively", [False, pytest.param(True, marks=NATIVE)])
+@pytest.mark.parametrize("natively", [False, pytest.param(True, marks=needs_native)])
 @pytest.mark.parametrize("ancestry", [False, True])
 def test_cached_decoding_equals_uncached_under_random_parents(model, ancestry, natively):
     B, K, chunks = 2, 3, (1, 1, 2, 1)

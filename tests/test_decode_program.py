@@ -12,7 +12,9 @@ from blenderbot_jax.generation import GenerationConfig, generate, plan
 from blenderbot_jax.generation.decode import decode
 from blenderbot_jax.generation.request import request
 from blenderbot_jax.model import BlenderbotForConditionalGeneration
+from blenderbot_jax.preparation import prepare
 from tests.golden.fill import golden_params
+from tests.natively import needs_native
 
 
 def loop_bodies(program: str) -> list[str]:
@@ -24,8 +26,9 @@ def loop_bodies(program: str) -> list[str]:
 
 
 @pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("natively", [False, pytest.param(True, marks=needs_native)])
 @pytest.mark.parametrize("beams", [1, 4])
-def test_the_loop_holds_one_cache_and_copies_none(beams):
+def test_the_loop_holds_one_cache_and_copies_none(beams, natively):
     B, C, D, L = 16, 128, 64, 2
     config = BlenderbotConfig(
         vocab_size=96, max_position_embeddings=C, encoder_layers=1, decoder_layers=L, d_model=D, encoder_ffn_dim=32,
@@ -33,12 +36,15 @@ def test_the_loop_holds_one_cache_and_copies_none(beams):
     )  # fmt: skip
     model = BlenderbotForConditionalGeneration(config)
     params = jax.eval_shape(model.init_params, jax.random.key(0))
+    params = jax.eval_shape(lambda tree: prepare(model, tree, natively=True), params) if natively else params
     ids = np.full((B, 8), 9, np.int32)
     batch = request(config, GenerationConfig(num_beams=beams, max_length=C), {"input_ids": ids})
     assert batch.plan.segments == (32, C)
     compiled = decode.lower(model, batch.plan, params, batch.inputs, batch.task, None).compile()
     cache = 2 * L * B * beams * C * D * 4
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.25 * cache
+    # Native products have room of their own to arrange rows in, here about what the prompts' keys and values take.
+    room = 2 * L * batch.inputs.source_ids.size * D * 4 if natively else 0
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.25 * cache + room
     # A segment of a layer's keys or values is the least that a copy of a cache would copy.
     least = B * beams * 32 * D
     for body in loop_bodies(compiled.as_text()):

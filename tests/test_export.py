@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from blenderbot_jax import native
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli import main
 from blenderbot_jax.config import BlenderbotConfig
@@ -21,6 +20,7 @@ from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditional
 from blenderbot_jax.preparation import prepare
 from blenderbot_jax.tokenizer import BlenderbotTokenizer
 from tests.golden.fill import golden_model, golden_params
+from tests.natively import needs_native
 
 pytest.importorskip("flatbuffers", reason="jax.export writes programs with it")
 
@@ -199,7 +199,7 @@ def test_causal_models_and_dtypes_without_a_name_are_refused(tiny_config: Blende
         export_decode(tmp_path, model, {"kernel": jnp.zeros(2, jnp.int4)}, tokenizer, SAMPLING)
 
 
-@pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
+@needs_native
 def test_parameters_for_native_kernels_are_refused_with_the_way_out(model, params, tokenizer, tmp_path):
     config = GenerationConfig(max_length=8)
     with pytest.raises(ValueError, match=r"prepared for kernels of this machine.*prepare\(\.\.\., natively=False\)"):

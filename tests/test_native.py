@@ -16,8 +16,7 @@ from blenderbot_jax.attention import gather_then_divide
 from blenderbot_jax.kernels import BlockedInt8Kernel, BlockedKernel, Int8Kernel, is_native, matmul, matmul_each
 from blenderbot_jax.layers import LayerNorm
 from blenderbot_jax.masks import ancestry_mask, cache_mask
-
-there = pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
+from tests.natively import needs_native
 
 # An eager call and a compiled one say it by different types.
 REFUSED = (ValueError, jax.errors.JaxRuntimeError)
@@ -47,7 +46,7 @@ def in_8_bits(kernel):
     return BlockedInt8Kernel.pack(Int8Kernel.pack(kernel))
 
 
-@there
+@needs_native
 @pytest.mark.parametrize(("rows", "inner", "features"), SHAPES)
 def test_products_over_blocks_are_the_plain_ones(rows, inner, features):
     x, kernel = normal(rows, inner), normal(inner, features, seed=1) / np.sqrt(inner)
@@ -56,7 +55,7 @@ def test_products_over_blocks_are_the_plain_ones(rows, inner, features):
     np.testing.assert_allclose(jnp.asarray(x) @ packed, x.astype(np.float64) @ kernel, atol=2e-5)
 
 
-@there
+@needs_native
 @pytest.mark.parametrize(("rows", "inner", "features"), SHAPES)
 def test_products_in_bfloat16_are_those_of_the_rounded_weights(rows, inner, features):
     x, kernel = normal(rows, inner), jnp.asarray(normal(inner, features, seed=1), jnp.bfloat16)
@@ -69,7 +68,7 @@ def test_products_in_bfloat16_are_those_of_the_rounded_weights(rows, inner, feat
     assert matmul(short, packed, jnp.float32).dtype == jnp.float32
 
 
-@there
+@needs_native
 @pytest.mark.parametrize(("rows", "inner", "features"), SHAPES)
 def test_products_in_8_bits_round_and_sum_as_the_plain_ones(rows, inner, features):
     x, kernel = jnp.asarray(normal(rows, inner)), Int8Kernel.pack(jnp.asarray(normal(inner, features, seed=1)))
@@ -78,7 +77,7 @@ def test_products_in_8_bits_round_and_sum_as_the_plain_ones(rows, inner, feature
     np.testing.assert_array_equal(packed._unpacked(packed.blocks, packed.scales).values, kernel.values)
 
 
-@there
+@needs_native
 def test_the_extremes_of_8_bits_do_not_overflow():
     values = np.full((32, 5120), -127, np.int8)
     values[1::2] = 127
@@ -90,7 +89,7 @@ def test_the_extremes_of_8_bits_do_not_overflow():
     np.testing.assert_array_equal(product[2], 0)
 
 
-@there
+@needs_native
 def test_several_kernels_share_one_call_and_others_do_not():
     x = jnp.asarray(normal(2, 3, 40))
     plain = [jnp.asarray(normal(40, size, seed=size)) for size in (8, 40, 70)]
@@ -108,7 +107,7 @@ def test_several_kernels_share_one_call_and_others_do_not():
     assert [product.shape[-1] for product in matmul_each(x, [*plain[:1], *small[1:]])] == [8, 40, 70]
 
 
-@there
+@needs_native
 @pytest.mark.parametrize("pack", [in_float32, in_8_bits])
 def test_products_are_mapped_jitted_and_lowered_for_other_platforms(pack):
     x, kernel = jnp.asarray(normal(3, 4, 40)), pack(jnp.asarray(normal(40, 50, seed=1)))
@@ -121,7 +120,7 @@ def test_products_are_mapped_jitted_and_lowered_for_other_platforms(pack):
     assert exported.out_avals[0].shape == (3, 4, 50)
 
 
-@there
+@needs_native
 def test_packing_can_be_traced():
     kernel = jnp.asarray(normal(7, 40))
     for pack in (in_float32, in_8_bits):
@@ -129,7 +128,7 @@ def test_packing_can_be_traced():
         np.testing.assert_array_equal(traced.blocks, eager.blocks)
 
 
-@there
+@needs_native
 def test_native_trees_are_told_from_others():
     kernel = jnp.ones((4, 4))
     assert is_native(({}, {"a": BlockedInt8Kernel.pack(Int8Kernel.pack(kernel))}))
@@ -137,7 +136,7 @@ def test_native_trees_are_told_from_others():
     assert not is_native({"a": BlockedKernel.pack(kernel), "b": Int8Kernel.pack(kernel)})
 
 
-@there
+@needs_native
 @settings(max_examples=40, deadline=None)
 @given(
     G=st.integers(1, 3), J=st.integers(1, 4), T=st.integers(1, 3), H=st.sampled_from([1, 16, 24, 40, 80, 128]),
@@ -159,14 +158,14 @@ def test_attention_is_the_plain_one_whoever_owns_the_slots(G, J, T, H, C, half, 
     np.testing.assert_allclose(found, plain.transpose(0, 3, 2, 1, 4), atol=1e-5)
 
 
-@there
+@needs_native
 def test_a_query_that_sees_nothing_looks_at_all_places_alike():
     keys, values = jnp.asarray(normal(1, 2, 20, 8)), jnp.asarray(normal(1, 2, 20, 8, seed=1))
     found = native.attention(jnp.ones((3, 16)), keys, values, jnp.full((1, 1, 20), -1, jnp.int32), jnp.int32(20))
     np.testing.assert_allclose(found.reshape(3, 2, 8), np.broadcast_to(values[0].mean(axis=1), (3, 2, 8)), atol=1e-6)
 
 
-@there
+@needs_native
 def test_softmax_keeps_far_scores_apart_and_none_overflow():
     keys = jnp.asarray([-900.0, 0.0, 1.0, 880.0]).reshape(1, 1, 4, 1)
     values = jnp.eye(4)[None, None]
@@ -181,7 +180,7 @@ def test_softmax_keeps_far_scores_apart_and_none_overflow():
         np.testing.assert_allclose(np.ravel(rows), weights, rtol=1e-5, atol=1e-30)
 
 
-@there
+@needs_native
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_appending_writes_the_new_rows_and_nothing_else(dtype):
     G, N, J, C, H, T = 2, 3, 2, 5, 17, 2
@@ -194,7 +193,7 @@ def test_appending_writes_the_new_rows_and_nothing_else(dtype):
         jax.block_until_ready(native.append(slots, jnp.asarray(rows), jnp.int32(4), J))
 
 
-@there
+@needs_native
 @pytest.mark.parametrize("shape", [(1, 5), (3, 4, 1280), (80, 33)])
 def test_layer_norm_is_the_plain_one(shape):
     x = jnp.asarray(50 + normal(*shape))
@@ -203,7 +202,20 @@ def test_layer_norm_is_the_plain_one(shape):
     np.testing.assert_allclose(norm.apply(params, x, natively=True), norm.apply(params, x), atol=1e-4)
 
 
-@there
+@needs_native
+def test_what_is_no_number_stays_none():
+    x = jnp.asarray(normal(3, 40)).at[1, 7].set(jnp.nan).at[2, 30].set(jnp.inf)
+    kernel = jnp.asarray(normal(40, 8, seed=1))
+    for packed in (in_float32(kernel), in_8_bits(kernel)):
+        finite = np.isfinite(x @ packed)
+        assert finite[0].all()
+        assert not finite[1:].any()
+    slots = jnp.asarray(normal(1, 1, 20, 8)).at[0, 0, 3].set(jnp.nan)
+    found = native.attention(jnp.ones((1, 8)), slots, slots, jnp.zeros((1, 1, 20), jnp.int32), jnp.int32(20))
+    assert np.isnan(found).all()
+
+
+@needs_native
 def test_kernels_that_do_not_fit_are_refused():
     blocks = jnp.zeros((2, 8, 32))
     for x, features in ((jnp.ones((3, 7)), 64), (jnp.ones((3, 8)), 65)):
@@ -217,14 +229,14 @@ def test_kernels_that_do_not_fit_are_refused():
         )
 
 
-@there
+@needs_native
 def test_a_machine_without_the_library_says_so(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     with pytest.raises(RuntimeError, match="prepared for kernels that are not on this machine"):
         native.layer_norm(jnp.ones((1, 4)), jnp.ones(4), jnp.ones(4), 1e-5)
 
 
-@there
+@needs_native
 def test_no_rows_are_no_work():
     packed = BlockedKernel.pack(jnp.ones((8, 40)), natively=True)
     assert (jnp.ones((0, 8)) @ packed).shape == (0, 40)

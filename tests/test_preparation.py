@@ -15,12 +15,12 @@ from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditional
 from blenderbot_jax.preparation import prepare
 from blenderbot_jax.quantize import quantize
 from tests.golden.fill import golden_params
+from tests.natively import needs_native
 
 PROMPTS = np.random.default_rng(0).integers(3, 96, (1, 9))
 
 
-NATIVE = pytest.mark.skipif(not native.available(), reason="no native kernels: no compiler, or another processor")
-FORMS = [False, pytest.param(True, marks=NATIVE)]
+FORMS = [False, pytest.param(True, marks=needs_native)]
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_small_kernels_keep_their_form(tiny_config, monkeypatch):
     assert jax.tree.structure(prepare(model, params, natively=False)) == jax.tree.structure(params)
 
 
-@NATIVE
+@needs_native
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}, {}])
 def test_native_kernels_decode_what_xla_does(tiny_config, settings):
     model = BlenderbotForConditionalGeneration(tiny_config)
@@ -118,7 +118,7 @@ def test_native_kernels_decode_what_xla_does(tiny_config, settings):
         np.testing.assert_allclose(fast.scores, plain.scores, atol=1e-4)
 
 
-@NATIVE
+@needs_native
 def test_models_and_caches_in_bfloat16_stay_close_to_float32(tiny_config):
     wide = BlenderbotForConditionalGeneration(tiny_config)
     params = golden_params(wide, eos_bias=None)
