@@ -14,16 +14,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from blenderbot_jax import parlai
 from blenderbot_jax.checkpoint import CheckpointError, fetch
 from blenderbot_jax.checkpoint.folder import tensor_entries
 from blenderbot_jax.checkpoint.load import Leaf, find_leaves, pack
 from blenderbot_jax.checkpoint.names import BIAS, HEAD, SCALE, SHARED, flatten, lacks_head, target_of
-from blenderbot_jax.checkpoint.save import save_leaves
+from blenderbot_jax.checkpoint.save import SavesFolder, save_leaves
 from blenderbot_jax.checkpoint.tensor_writer import Pending
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import BlenderbotForCausalLM, BlenderbotForConditionalGeneration, BlenderbotModel
 from blenderbot_jax.quantize import check_quantization
+from blenderbot_jax.tokenizer import load_tokenizer
 
 _DTYPES = ("float32", "bfloat16", "float16")
 # Copied as they are: writing them anew could only lose what the other library understands and this one does not.
@@ -35,6 +37,8 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# ParlAI's own words for the same, kept beside them so that the way back ends where it began.
+_PARLAI_FILES = tuple(f"{parlai.MODEL}{suffix}" for suffix in parlai.SUFFIXES)
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,11 @@ def convert_checkpoint(
     """Write a checkpoint anew: config.json, model.safetensors, and the files of tokenizer and generation.
 
     Kernels that are in 8 bits stay so, and the weights then go to `model_int8.safetensors`, which loads here alone.
+    Of a checkpoint of ParlAI, options and dictionary go along too, for the way back.
 
     Args:
         source: a folder, a hub name, or "demo"; safetensors, `.bin` of any version of PyTorch, or Flax weights, whole
-            or in shards.
+            or in shards; or a checkpoint of ParlAI, as a folder, its file of weights, or a `.tgz`.
         target: the folder to write; files of the same names in it are replaced once all are complete.
         dtype: "float32", "bfloat16" or "float16"; None keeps every tensor as it is stored.
         quantize: "int8" puts the kernels into 8 bits, as `blenderbot_jax.quantize` does; `dtype` is then of the rest.
@@ -90,32 +95,24 @@ def convert_checkpoint(
         >>> done.model, done.tokenizer
         ('BlenderbotForConditionalGeneration', True)
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, or None to keep what is stored; not {dtype!r}")
+    check_dtype(dtype)
     check_quantization(quantize)
     folder, target = fetch(source, **hub_options), Path(target)
-    if target.exists() and target.resolve() == folder.resolve():
-        raise ValueError(f"{target} is the source itself: choose another folder")
+    refuse_source(source, folder, target)
     config = read_config(folder)
     cls = model_class(folder, config)
     root = "model/" if cls is BlenderbotModel else ""
     expected = expected_tree(cls, config)
-    leaves = _pending(find_leaves(folder, config, expected, root=root), dtype, quantize is not None)
-    total, done = sum(leaf.nbytes for leaf in leaves.values()), 0
-
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        on_progress(done, total)
-
+    leaves = pending_leaves(find_leaves(folder, config, expected, root=root), dtype, quantize is not None)
+    total = sum(leaf.nbytes for leaf in leaves.values())
     tokenizer = _Copied(folder, _TOKENIZER_FILES)
     save_leaves(
         target,
         config,
         {path.removeprefix(root): leaf for path, leaf in leaves.items()},
         _Settings(folder),
-        tokenizer,
-        advance,
+        _Together(load_tokenizer(folder) if _is_of_parlai(folder) else tokenizer, _Copied(folder, _PARLAI_FILES)),
+        counting(on_progress, total),
     )
     int8 = any(leaf.dtype == np.int8 for leaf in leaves.values())
     parameters = parameter_count(expected)
@@ -160,7 +157,7 @@ def model_name(cls: type[Any], config: BlenderbotConfig) -> str:
     return cls.__name__ if config.normalize_before else cls.__name__.replace("Blenderbot", "BlenderbotSmall")
 
 
-def _pending(leaves: Mapping[str, Leaf], dtype: str | None, int8: bool) -> dict[str, Pending]:
+def pending_leaves(leaves: Mapping[str, Leaf], dtype: str | None, int8: bool) -> dict[str, Pending]:
     """The leaves as tensors to write, each read when its turn comes."""
     [*stored] = (leaf.entry.dtype for leaf in leaves.values() if leaf.entry and not leaf.scales)
     made: dict[str, Pending] = {}
@@ -193,6 +190,48 @@ def _quantised(path: str, shape: tuple[int, ...], read: Callable[[], np.ndarray]
         path: Pending(shape[::-1], np.dtype(np.int8), lambda: np.asarray(pack(read()).values)),
         path + SCALE: Pending(shape[1:], np.dtype(np.float32), scales),
     }
+
+
+def _is_of_parlai(folder: Path) -> bool:
+    """Whether a folder in the published layout was made for a checkpoint of ParlAI, whose weights it holds."""
+    return (folder / parlai.MODEL).is_file() and parlai.beside(folder / parlai.MODEL, ".opt").is_file()
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Refuse a dtype that is none of the three, nor None for what is stored."""
+    if dtype is not None and dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, or None to keep what is stored; not {dtype!r}")
+
+
+def refuse_source(source: str | os.PathLike[str], folder: Path, target: Path) -> None:
+    """Refuse to write a checkpoint over itself."""
+    own = Path(source)
+    places = {folder.resolve(), own.resolve(), own.parent.resolve() if own.is_file() else folder.resolve()}
+    if target.exists() and target.resolve() in places:
+        raise ValueError(f"{target} is the source itself: choose another folder")
+
+
+def counting(on_progress: Callable[[int, int], object], total: int) -> Callable[[int], None]:
+    """What reports the bytes done so far, given those of each tensor."""
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        on_progress(done, total)
+
+    return advance
+
+
+class _Together:
+    """Several things that write files into one folder."""
+
+    def __init__(self, *parts: SavesFolder) -> None:
+        self._parts = parts
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        for part in self._parts:
+            part.save_pretrained(folder)
 
 
 class _Copied:

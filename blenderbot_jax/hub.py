@@ -1,8 +1,13 @@
-"""From what a user calls a checkpoint to a folder on disk: a path, the bundled model, or a Hugging Face Hub name."""
+"""From what a user calls a checkpoint to a folder on disk: a path, the bundled model, or a Hugging Face Hub name.
+
+The folder is in the published layout, whatever the checkpoint's own: one of ParlAI is told anew in it, weights aside.
+"""
 
 import os
 from importlib import resources
 from pathlib import Path
+
+from blenderbot_jax import parlai
 
 DEMO = "demo"
 SMALL_FILES = ("*.json", "*.txt")
@@ -28,7 +33,8 @@ def locate(
 
     Args:
         name_or_folder: an existing folder, "demo" for the bundled model, or a hub name such as
-            "facebook/blenderbot-400M-distill". `./demo` means a folder of that name.
+            "facebook/blenderbot-400M-distill". `./demo` means a folder of that name. A checkpoint of ParlAI is a folder
+            with `model` and `model.opt`, the path of `model` itself, or a `.tgz` of them; see `parlai.published`.
         patterns: the files wanted of a hub repository; those already in the cache are not fetched again.
         revision: branch, tag or commit on the hub.
         cache_dir: the hub cache; the usual one if None.
@@ -37,14 +43,21 @@ def locate(
 
     Raises:
         CheckpointNotFoundError: saying what was looked for and what else can be given.
+        FileNotFoundError, ValueError: a checkpoint of ParlAI that is incomplete, damaged, or of another architecture.
     """
     name = os.fspath(name_or_folder)
     if name == DEMO and isinstance(name_or_folder, str):
         return Path(str(resources.files("blenderbot_jax").joinpath("demo")))
+    found = parlai.find(Path(name)) if name else None
+    if found is not None:
+        return parlai.published(found, weights=not set(patterns) <= set(SMALL_FILES))
     if name and Path(name).is_dir():
         return Path(name)
     if Path(name).is_file():
-        raise CheckpointNotFoundError(f"{name} is a file: give the folder that holds it (config.json and weights)")
+        raise CheckpointNotFoundError(
+            f"{name} is a file: give the folder that holds it (config.json and weights), or of ParlAI the file of the "
+            "weights with its .opt beside it, or a .tgz"
+        )
     if not _is_hub_name(name):
         raise CheckpointNotFoundError(
             f'there is no folder {name!r}: give an existing folder, a hub name like "owner/model", or "demo"'

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from blenderbot_jax.checkpoint.flax_file import read_flax
+from blenderbot_jax.checkpoint.parlai_file import read_parlai
 from blenderbot_jax.checkpoint.tensor_file import CheckpointError, TensorEntry, read_safetensors
 from blenderbot_jax.checkpoint.torch_file import read_torch
 from blenderbot_jax.hub import FLAX_FILES, SAFETENSORS, SMALL_FILES, TORCH_FILES, locate
+from blenderbot_jax.parlai import MODEL
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,13 @@ class Format:
 
 INT8_FILE = "model_int8.safetensors"
 # Where a folder holds several, the first is read. Kernels in 8 bits have a file name that transformers does not look
-# for: it would load the integers without their scales.
+# for: it would load the integers without their scales. ParlAI's file stands in folders that `locate` has made.
 FORMATS = (
     Format("model.safetensors", SAFETENSORS, read_safetensors),
     Format("pytorch_model.bin", TORCH_FILES, read_torch),
     Format("flax_model.msgpack", FLAX_FILES, read_flax),
     Format(INT8_FILE, SAFETENSORS, read_safetensors),
+    Format(MODEL, (), read_parlai),
 )
 _MAX_INDEX_BYTES = 100_000_000
 
@@ -47,7 +50,7 @@ def fetch(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Path:
     """The folder of a checkpoint with its weights, downloaded if need be: safetensors, else `.bin`, else Flax.
 
     Args:
-        name_or_folder: a folder, a hub name, or "demo".
+        name_or_folder: a folder, a hub name, "demo", or a checkpoint of ParlAI.
         hub_options: `revision`, `cache_dir`, `local_files_only`, `token`; see `locate`.
 
     Raises:
@@ -56,7 +59,7 @@ def fetch(name_or_folder: str | os.PathLike[str], **hub_options: Any) -> Path:
     folder = Path(name_or_folder)
     for form in FORMATS:
         folder = locate(name_or_folder, SMALL_FILES + form.patterns, **hub_options)
-        if Path(name_or_folder).is_dir() or form.within(folder):
+        if Path(name_or_folder).exists() or form.within(folder):
             break
     return folder
 

@@ -3,8 +3,9 @@
 A pickle is a program. Python's own `pickle` runs it, and with it whatever functions it names. The machine here knows
 the instructions that a PyTorch state dict is made of and no others. A name in the file only becomes an inert `Symbol`,
 if the caller has listed it, and "calling" a symbol hands the arguments to the function the caller gave for it.
-Everything else is refused. The number of instructions is limited and no value is copied twice, so that a small file
-can take up neither the time nor the memory of the reader.
+Everything else is refused, but for what a caller says may be there unread, which comes out as `Unread`. The number of
+instructions is limited and no value is copied twice, so that a small file can take up neither the time nor the
+memory of the reader.
 
 Source: the comments of CPython's Lib/pickletools.py, which define each instruction.
 """
@@ -35,11 +36,19 @@ class Symbol:
     name: str
 
 
+@dataclass(frozen=True)
+class Unread:
+    """An object of a class that nobody reads, without its content: no class was imported and nothing was built."""
+
+    name: str
+
+
 def interpret(
     data: bytes,
     where: str,
     symbols: SymbolTable,
     persistent: Callable[[object], object],
+    unread: Callable[[str], bool] | None = None,
 ) -> object:
     """Read one pickle as data.
 
@@ -49,17 +58,19 @@ def interpret(
         symbols: the names the pickle may mention besides `collections.OrderedDict`; their functions are given the tuple
             of arguments as read.
         persistent: stands in for what the pickle keeps outside itself, given the persistent id as read.
+        unread: which further names may stand for objects that the caller does not look at; None: no other names.
 
     Returns:
         The value: None, bool, int, float, str, tuple, list, dict with str keys, OrderedDict, Symbol, or whatever
-        `symbols` and `persistent` returned. It never contains itself.
+        `symbols` and `persistent` returned; with `unread` also Unread, bytes, and dicts with int keys. It never
+        contains itself.
 
     Raises:
         CheckpointError: an instruction or a name is not allowed, or the pickle is malformed; and whatever the given
             functions raise.
     """
     file = io.BytesIO(data)
-    value = interpret_next(file, len(data), where, symbols, persistent)
+    value = interpret_next(file, len(data), where, symbols, persistent, unread)
     if file.tell() != len(data):
         raise CheckpointError(f"{where}, byte {file.tell()}: must end with one value and nothing after it. {_WAY_OUT}")
     return value
@@ -71,13 +82,14 @@ def interpret_next(
     where: str,
     symbols: SymbolTable,
     persistent: Callable[[object], object],
+    unread: Callable[[str], bool] | None = None,
 ) -> object:
     """Read the pickle that begins where the file stands, and leave the file behind it.
 
     Args:
         file: read no further than the pickle's last instruction.
         limit: the most bytes it may take.
-        where, symbols, persistent: as in `interpret`.
+        where, symbols, persistent, unread: as in `interpret`.
 
     Returns:
         The value, as `interpret` does.
@@ -85,7 +97,7 @@ def interpret_next(
     Raises:
         CheckpointError: as `interpret` does.
     """
-    return _Machine(file, limit, where, symbols, persistent).run()
+    return _Machine(file, limit, where, symbols, persistent, unread).run()
 
 
 class _Machine:
@@ -98,6 +110,7 @@ class _Machine:
         where: str,
         symbols: SymbolTable,
         persistent: Callable[[object], object],
+        unread: Callable[[str], bool] | None,
     ):
         self._file = file
         self._limit = limit
@@ -105,6 +118,7 @@ class _Machine:
         self._where = where
         self._symbols = {_ORDERED_DICT: self._ordered_dict, **symbols}
         self._persistent = persistent
+        self._unread = unread
         self._stacks: list[list[Any]] = [[]]
         self._memo: dict[int, Any] = {}
         # Containers that may not change any more. Held by id, and kept alive so that no id is ever used twice.
@@ -119,6 +133,8 @@ class _Machine:
                 self._stacks[-1].append(value)
             elif opcode in _STEPS:
                 _STEPS[opcode](self)
+            elif self._unread and opcode in _UNREAD:
+                self._stacks[-1].append(_UNREAD[opcode](self))
             elif opcode == b".":
                 return self._result()
             else:
@@ -203,23 +219,26 @@ class _Machine:
 
     def append(self, values: list[Any]) -> None:
         target = self.pop()
-        if not isinstance(target, list) or id(target) in self._sealed:
-            raise self._refusal(f"only a list still being built can be appended to, not {quote(target)}")
-        target.extend(values)
+        if not isinstance(target, Unread):
+            if not isinstance(target, list) or id(target) in self._sealed:
+                raise self._refusal(f"only a list still being built can be appended to, not {quote(target)}")
+            target.extend(values)
         self._stacks[-1].append(target)
 
     def set_items(self, flat: list[Any]) -> None:
         target = self.pop()
-        if not isinstance(target, dict) or id(target) in self._sealed:
-            raise self._refusal(f"only a dict still being built can be given items, not {quote(target)}")
-        if len(flat) % 2:
-            raise self._refusal(f"a dict takes pairs of key and value, here are {len(flat)} values")
-        for key, value in zip(flat[::2], flat[1::2], strict=True):
-            self._set_item(target, key, value)
+        if not isinstance(target, Unread):
+            if not isinstance(target, dict) or id(target) in self._sealed:
+                raise self._refusal(f"only a dict still being built can be given items, not {quote(target)}")
+            if len(flat) % 2:
+                raise self._refusal(f"a dict takes pairs of key and value, here are {len(flat)} values")
+            for key, value in zip(flat[::2], flat[1::2], strict=True):
+                self._set_item(target, key, value)
         self._stacks[-1].append(target)
 
-    def _set_item(self, target: dict[str, Any], key: object, value: object) -> None:
-        if not isinstance(key, str):
+    def _set_item(self, target: dict[Any, Any], key: object, value: object) -> None:
+        # An optimizer numbers its parameters.
+        if not isinstance(key, str) and not (self._unread and type(key) is int):
             raise self._refusal(f"a key must be a string, this one is {quote(key)}")
         if key in target:
             raise self._refusal(f"key {quote(key)} is there twice")
@@ -241,18 +260,30 @@ class _Machine:
             self._set_item(built, *pair)
         return built
 
+    def add_items(self) -> Unread:
+        self.pop_to_mark()
+        if self.pop() != Unread("set"):
+            raise self._refusal("only a set still being built can be added to")
+        return Unread("set")
+
+    def frozen_set(self) -> Unread:
+        self.pop_to_mark()
+        return Unread("frozenset")
+
     # Symbols.
 
     def symbol(self, module: object, name: object) -> Symbol:
         if not isinstance(module, str) or not isinstance(name, str):
             raise self._refusal(f"a symbol is named by two strings, not {quote(module)} and {quote(name)}")
-        if f"{module}.{name}" not in self._symbols:
+        if f"{module}.{name}" not in self._symbols and not (self._unread and self._unread(f"{module}.{name}")):
             rule = f"refers to {quote(f'{module}.{name}')}, which a state dict has no use for"
             raise self._refusal(f"{rule}; nothing was executed")
         return Symbol(f"{module}.{name}")
 
     def call(self) -> object:
         symbol, arguments = self.pop_many(2)
+        if isinstance(symbol, Symbol) and symbol.name not in self._symbols:
+            return Unread(symbol.name)
         function = self._symbols[symbol.name] if isinstance(symbol, Symbol) else None
         if function is None or not isinstance(arguments, tuple):
             name = symbol.name if isinstance(symbol, Symbol) else symbol
@@ -265,7 +296,7 @@ class _Machine:
     def discard_state(self) -> None:
         """Drop the attributes of an OrderedDict: PyTorch keeps version numbers of modules there."""
         target, _ = self.pop_many(2)
-        if not isinstance(target, OrderedDict):
+        if not isinstance(target, OrderedDict | Unread):
             raise self._refusal(f"only an OrderedDict can be given attributes, not {quote(target)}")
         self._stacks[-1].append(target)
 
@@ -313,4 +344,14 @@ _STEPS: dict[bytes, Callable[[_Machine], object]] = {
     b"s": lambda machine: machine.set_items([*machine.pop_many(2)]),  # SETITEM
     b"u": lambda machine: machine.set_items(machine.pop_to_mark()),  # SETITEMS
     b"b": _Machine.discard_state,  # BUILD
+}
+
+# Instructions for what is left unread, which push what stands for it.
+_UNREAD: dict[bytes, Callable[[_Machine], object]] = {
+    b"\x81": _Machine.call,  # NEWOBJ: a class and the arguments for an object of it
+    b"\x8f": lambda machine: Unread("set"),  # EMPTY_SET
+    b"\x90": _Machine.add_items,  # ADDITEMS
+    b"\x91": _Machine.frozen_set,  # FROZENSET
+    b"B": lambda machine: machine.take(machine.number("I")),  # BINBYTES
+    b"C": lambda machine: machine.take(machine.number("B")),  # SHORT_BINBYTES
 }

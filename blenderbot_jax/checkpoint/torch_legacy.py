@@ -28,11 +28,12 @@ _PROTOCOL = 1001
 _COUNT = struct.Struct("<q")
 
 
-def read_torch_legacy(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
+def read_torch_legacy(path: str | os.PathLike[str], part: str | None = None) -> dict[str, TensorEntry]:
     """Read and check the table of contents of a legacy PyTorch checkpoint that holds a plain state dict.
 
     Args:
         path: the file, usually `pytorch_model.bin`.
+        part: as in `read_torch`.
 
     Returns:
         The entries by name, in the order of the state dict. Tied tensors have equal entries.
@@ -43,23 +44,24 @@ def read_torch_legacy(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
         OSError: the file cannot be opened.
     """
     with open(path, "rb") as file:
-        return _Legacy(Path(path), file).entries()
+        return _Legacy(Path(path), file, part).entries()
 
 
 class _Legacy:
     """One pass over the file, from the first pickle to the last storage."""
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path, file: BinaryIO, part: str | None):
         self._path = path
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
-        self._state = StateDict(path)
+        self._state = StateDict(path, part)
         self._storages: dict[str, Storage] = {}
 
     def entries(self) -> dict[str, TensorEntry]:
         self._check_preamble()
         where = f"{self._path}: state dict"
-        value = interpret_next(self._file, MAX_PICKLE_BYTES, where, self._state.symbols, self._storage)
+        state = self._state
+        value = interpret_next(self._file, MAX_PICKLE_BYTES, where, state.symbols, self._storage, state.unread)
         views = self._state.views(value)
         return entries_of(self._path, views, self._positions().__getitem__)
 

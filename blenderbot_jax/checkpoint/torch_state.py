@@ -33,6 +33,18 @@ _STORAGE_DTYPES = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
 }
+# What the state of a training run names beside tensors: settings of an optimizer, numbers of numpy, counters.
+_TRAINING_MODULES = ("apex.", "fairscale.", "fairseq.", "numpy.", "parlai.", "torch.optim.")
+_TRAINING_NAMES = frozenset(
+    {
+        "_codecs.encode",
+        "collections.defaultdict",
+        "collections.deque",
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("object", "set", "frozenset")),
+        *(f"{module}._reconstructor" for module in ("copyreg", "copy_reg")),
+        *(f"torch.{name}" for name in ("Size", "device", "float16", "float32", "float64", "int64")),
+    }
+)
 MAX_PICKLE_BYTES = 64 * 2**20
 
 # The ways out that error messages end with.
@@ -63,10 +75,17 @@ class View:
 
 
 class StateDict:
-    """What stands in for the calls in the pickle of a state dict, and the check of what comes out of it."""
+    """What stands in for the calls in the pickle of a state dict, and the check of what comes out of it.
 
-    def __init__(self, path: Path):
+    Args:
+        path: of the file.
+        part: the entry of the pickled dict that is the state dict, where the file holds more, such as what goes on with
+            training; the rest is left unread. None: the whole value is the state dict.
+    """
+
+    def __init__(self, path: Path, part: str | None = None):
         self._path = path
+        self._part = part
 
     @property
     def symbols(self) -> SymbolTable:
@@ -76,6 +95,11 @@ class StateDict:
             "torch._utils._rebuild_parameter": self.rebuild_parameter,
             **dict.fromkeys(_STORAGE_DTYPES),
         }
+
+    @property
+    def unread(self) -> Callable[[str], bool] | None:
+        """Which further names may be there, for objects outside the state dict; None where there is nothing outside."""
+        return None if self._part is None else _is_of_training
 
     def storage(self, reference: object, length: int) -> tuple[str, np.dtype, object, object]:
         """Key, dtype, number of elements (unchecked) and what else a persistent id of `length` values holds.
@@ -134,9 +158,17 @@ class StateDict:
 
     def views(self, value: object) -> dict[str, View]:
         """The value of the whole pickle, if it is tensors by name and no more."""
+        if self._part is not None:
+            if not isinstance(value, dict) or self._part not in value:
+                held = ", ".join(map(quote, value)) if isinstance(value, dict) else quote(value)
+                rule = f"must hold a state dict under {self._part!r}, holds {held[:200] or 'nothing'}"
+                raise self.refusal(rule, OTHER_FILE)
+            value = value[self._part]
         if not isinstance(value, dict):
             raise self.refusal(f"must hold a state dict, holds {quote(value)}", _SAVE_STATE_DICT)
         for name, view in value.items():
+            if not isinstance(name, str):
+                raise self.refusal(f"a tensor is named by a string, not by {quote(name)}", DAMAGED)
             if not isinstance(view, View):
                 rule = f"entry {quote(name)} must be a tensor, as every value of a state dict, it is {quote(view)}"
                 raise self.refusal(rule, _SAVE_STATE_DICT)
@@ -155,6 +187,10 @@ def entries_of(path: Path, views: Mapping[str, View], begin: Callable[[str], int
         position = begin(storage.key) + (storage.first + view.offset) * storage.dtype.itemsize
         entries[name] = TensorEntry(path, storage.dtype, view.shape, position, view.strides)
     return entries
+
+
+def _is_of_training(name: str) -> bool:
+    return name in _TRAINING_NAMES or name.startswith(_TRAINING_MODULES)
 
 
 def _is_plain(requires_grad: object, hooks: object) -> bool:

@@ -31,11 +31,12 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature ... length of the name, l
 _ENCRYPTED = 0x1
 
 
-def read_torch_zip(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
+def read_torch_zip(path: str | os.PathLike[str], part: str | None = None) -> dict[str, TensorEntry]:
     """Read and check the table of contents of a PyTorch zip checkpoint that holds a plain state dict.
 
     Args:
         path: the file, usually `pytorch_model.bin`.
+        part: as in `read_torch`.
 
     Returns:
         The entries by name, in the order of the state dict. Tied tensors have equal entries.
@@ -46,7 +47,7 @@ def read_torch_zip(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
         OSError: the file cannot be opened.
     """
     archive = _Archive(Path(path))
-    state = StateDict(archive.path)
+    state = StateDict(archive.path, part)
 
     def storage(reference: object) -> Storage:
         key, dtype, count, _ = state.storage(reference, 5)
@@ -56,7 +57,7 @@ def read_torch_zip(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
             raise state.refusal(f"storage {key!r} must hold {wanted}, its record has {size} bytes", DAMAGED)
         return Storage(key, dtype, count)
 
-    value = interpret(archive.pickle(), f"{path}: data.pkl", state.symbols, storage)
+    value = interpret(archive.pickle(), f"{path}: data.pkl", state.symbols, storage, state.unread)
     return entries_of(archive.path, state.views(value), lambda key: archive.locate(f"data/{key}")[0])
 
 
