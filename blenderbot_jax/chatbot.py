@@ -1,8 +1,10 @@
 """Chatbot: text in, text out."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -10,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax.dialogue import Conversation, EncodedConversation
-from blenderbot_jax.generation import Draft, GenerationConfig
+from blenderbot_jax.generation import Draft, GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.many import Packing, generate_many
+from blenderbot_jax.generation.phrases import block_list
 from blenderbot_jax.preparation import prepare
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
@@ -105,6 +108,21 @@ class Chatbot:
     def configured(self, **changes: Any) -> Self:
         """The same bot with some fields of its generation config changed."""
         return replace(self, generation_config=self.generation_config.replace(**changes))
+
+    def avoiding(self, phrases: Iterable[str]) -> Self:
+        """The same bot, which says none of some phrases, whatever their case, nor with an s behind them.
+
+        Args:
+            phrases: such as the lines of a block list; `generation.phrases` has the forms that count.
+
+        Example:
+            >>> bot = Chatbot.from_pretrained("demo").avoiding(["music", "rock band"])
+            >>> len(bot.generation_config.bad_words_ids) > 2
+            True
+        """
+        read = partial(self.checkpoint.tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+        barred = self.generation_config.bad_words_ids or ()
+        return self.configured(bad_words_ids=(*barred, *block_list(phrases, read)))
 
     def with_draft(self, checkpoint: Checkpoint, tokens: int = Draft.tokens) -> Self:
         """The same bot, for which a smaller model drafts: it says the same, maybe sooner.
@@ -227,7 +245,7 @@ class Chatbot:
             on_refused(place, error)
         packing = self.packing if batch_size is None else replace(self.packing, batch_size=batch_size)
         responses: list[Response | None] = [None] * len(inputs)
-        for places, found in self._decode({place: encoded for place, (_, encoded) in prompts.items()}, key, packing):
+        for places, found in self._decode(prompts, key, packing):
             for place, alternatives in zip(places, found, strict=True):
                 responses[place] = _response(*prompts[place], alternatives)
             if on_progress:
@@ -242,7 +260,7 @@ class Chatbot:
             key: a `jax.random.key`, needed if the bot samples.
         """
         encoded = self.checkpoint.encode(conversation)
-        [(_, [found])] = self._decode({0: encoded}, key, self.packing)
+        [(_, [found])] = self._decode({0: (conversation, encoded)}, key, self.packing)
         return _response(conversation, encoded, found)
 
     def _read(self, inputs: Sequence[str | Conversation]) -> tuple[dict[int, _Prompt], dict[int, Exception]]:
@@ -258,16 +276,21 @@ class Chatbot:
         return prompts, refused
 
     def _decode(
-        self, prompts: dict[int, EncodedConversation], key: jax.Array | None, packing: Packing
+        self, prompts: dict[int, _Prompt], key: jax.Array | None, packing: Packing
     ) -> Iterator[tuple[tuple[int, ...], list[tuple[Alternative, ...]]]]:
         """Batch by batch: places, and for each all replies, best first."""
         checkpoint, config = self.checkpoint, self.generation_config
-        ids = {place: prompt.input_ids for place, prompt in prompts.items()}
-        for places, replies in generate_many(
-            checkpoint.model, checkpoint.params, ids, config=config, key=key, packing=packing, draft=self.draft
-        ):
+        ids = {place: encoded.input_ids for place, (_, encoded) in prompts.items()}
+        options: dict[str, Any] = {"config": config, "key": key, "packing": packing, "draft": self.draft}
+        if isinstance(config, ParlaiConfig) and config.block_full_context:
+            options["contexts"] = {place: self._all_that_was_said(chat) for place, (chat, _) in prompts.items()}
+        for places, replies in generate_many(checkpoint.model, checkpoint.params, ids, **options):
             rows = zip(replies.tokens, replies.lengths, replies.scores, strict=True)
             yield places, [self._alternatives(*row) for row in rows]
+
+    def _all_that_was_said(self, chat: Conversation) -> tuple[int, ...]:
+        """A conversation's ids, those the model has no room for included."""
+        return chat.encode(self.checkpoint.tokenizer, sys.maxsize).input_ids
 
     def _alternatives(self, tokens: np.ndarray, lengths: np.ndarray, scores: np.ndarray) -> tuple[Alternative, ...]:
         """The R replies to a prompt."""

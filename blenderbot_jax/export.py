@@ -24,7 +24,7 @@ from blenderbot_jax.checkpoint.tensor_writer import Pending, write_safetensors
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.dialogue import DialogueLayout
 from blenderbot_jax.files import make_public
-from blenderbot_jax.generation import GenerationConfig
+from blenderbot_jax.generation import GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.decode import decode
 from blenderbot_jax.generation.generate import GenerativeModel
 from blenderbot_jax.generation.plan import Settings
@@ -153,6 +153,10 @@ def _request(model: BlenderbotConfig, config: GenerationConfig, batch: int, sour
     """A batch of the program's own shapes; which ids it holds makes no difference."""
     if not model.is_encoder_decoder:
         raise ValueError("a model with an encoder can be exported; of a causal one, whose prompt is its reply's, none")
+    if isinstance(config, ParlaiConfig) and config.block_full_context:
+        raise ValueError(
+            "an exported program knows no conversation beyond its prompt: config.replace(block_full_context=None)"
+        )
     width = model.max_position_embeddings if source_width is None else source_width
     for name, size, limit in (("batch", batch, math.inf), ("source_width", width, model.max_position_embeddings)):
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= limit:

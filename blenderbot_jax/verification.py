@@ -22,7 +22,7 @@ from blenderbot_jax.checkpoint import CheckpointError, fetch
 from blenderbot_jax.checkpoint.folder import INT8_FILE, weights_in
 from blenderbot_jax.config import BlenderbotConfig, as_ids
 from blenderbot_jax.conversion import model_class, read_config
-from blenderbot_jax.generation import generate
+from blenderbot_jax.generation import GenerationConfig, ParlaiConfig, generate
 from blenderbot_jax.model import BlenderbotForCausalLM
 from blenderbot_jax.pretrained import Checkpoint
 
@@ -139,6 +139,8 @@ class _Pair:
         # transformers has not scaled the post-norm decoder's embeddings since 4.53.
         self.model = checkpoint.model.clone(config=config.replace(scale_decoder_embedding=False))
         self.recipe = checkpoint.generation_config
+        if isinstance(self.recipe, ParlaiConfig):  # transformers decodes by its own rules alone
+            self.recipe = GenerationConfig.recipe()
         if self.recipe.do_sample:
             self.recipe = self.recipe.replace(do_sample=False, temperature=None, top_k=None, top_p=None)
         self.reference = self._load(folder, config)

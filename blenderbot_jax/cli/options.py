@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TextIO
 
 import click
@@ -13,7 +14,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli.programs import program_cache_option
-from blenderbot_jax.generation import Draft, GenerationConfig
+from blenderbot_jax.generation import Draft, GenerationConfig, ParlaiConfig
+from blenderbot_jax.generation.phrases import sentence_ends
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.quantize import QUANTIZATIONS
 
@@ -36,9 +38,32 @@ _DECODING: dict[str, tuple[str, Any, str]] = {
         "No n-gram of this size is repeated from the prompt; 0 allows it.",
     ),
     "--repetition-penalty": ("repetition_penalty", float, "Above 1 discourages tokens that the reply has already."),
+    "--recipe": (
+        "recipe",
+        click.Choice(("published", "parlai")),
+        "Decode as published with the large models, by transformers' rules or by ParlAI's; other options change that.",
+    ),
+    "--beam-delay": ("beam_delay", int, "With --recipe parlai --sample: tokens drawn before a search takes over."),
+    "--top-p-decay": ("top_p_decay", float, "With --recipe parlai --top-p: it shrinks by this along a sentence."),
+    "--top-p-floor": ("top_p_floor", float, "With --top-p-decay: the least it shrinks to."),
+    "--full-context/--no-full-context": (
+        "block_full_context",
+        bool,
+        "With --recipe parlai: --no-echo looks at turns that the model no longer reads, too.",
+    ),
+    "--block-list": (
+        "block_list",
+        click.File("r", encoding="utf-8-sig"),
+        "File of phrases, one a line, that no reply holds, whatever their case.",
+    ),
 }
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+_RECIPES = {"published": GenerationConfig.recipe, "parlai": GenerationConfig.parlai}
+# What a recipe leaves to the checkpoint.
+_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "beam_delay", "top_p_decay", "top_p_floor")
+_PARLAI = ("beam_delay", "top_p_decay", "top_p_floor", "block_full_context")
+# Of transformers' two names for a length the second wins, but not over what the command line says.
+_LENGTHS = {"min_length": "min_new_tokens", "max_length": "max_new_tokens"}
 
 
 def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,13 +160,21 @@ def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
     seed = options.pop("seed")
     draft, draft_tokens = options.pop("draft", None), options.pop("draft_tokens", None)
     decoding = {field: options.pop(field) for field, _, _ in _DECODING.values()}
+    phrases = decoding.pop("block_list")
     if draft is None and draft_tokens is not None:
         raise click.UsageError("--draft-tokens has no effect without a --draft to make them")
     checkpoint = load_checkpoint(**options)
     config = decoding_config(checkpoint.generation_config, decoding)
+    if isinstance(config, ParlaiConfig) and config.top_p_decay is not None and config.sentence_end_ids is None:
+        read = partial(checkpoint.tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
+        config = config.replace(sentence_end_ids=sentence_ends(read))
     bot, key = Chatbot(checkpoint, config), jax.random.key(seed) if config.do_sample else None
+    if phrases is not None:
+        bot = bot.avoiding(phrases)
     if draft is None:
         return bot, key
+    if isinstance(config, ParlaiConfig):
+        raise click.UsageError("--draft is not for ParlAI's decoding: leave out --draft, or --recipe parlai")
     if (config.num_beams or 1) > 1:
         raise click.UsageError(f"--draft has no effect on a search with {config.num_beams} beams: add --beams 1")
     other = load_checkpoint(**{**options, "name": draft, "revision": None})
@@ -151,11 +184,20 @@ def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
 def decoding_config(config: GenerationConfig, decoding: dict[str, Any]) -> GenerationConfig:
     """A checkpoint's configuration, changed by what was given of the decoding options (None where one was not)."""
     changes = {field: value for field, value in decoding.items() if value is not None}
-    if changes.get("do_sample") and "num_beams" not in changes:
+    if recipe := changes.pop("recipe", None):
+        config = _RECIPES[recipe](**{name: getattr(config, name) for name in _IDS})
+    parlai, samples = isinstance(config, ParlaiConfig), changes.get("do_sample", config.do_sample)
+    given = {flag: field for flag, (field, _, _) in _DECODING.items() if field in changes}
+    for flag, field in given.items():
+        if field in _PARLAI and not parlai:
+            raise click.UsageError(f"{flag} is of ParlAI's decoding: add --recipe parlai")
+    if changes.get("do_sample") and not {"num_beams", "beam_delay"} & set(changes):
         changes["num_beams"] = 1
-    config = config.replace(**changes)
-    for flag, (field, _, _) in _DECODING.items():
-        if field in _SAMPLING and field in changes and not config.do_sample:
+    changes |= {other: None for field, other in _LENGTHS.items() if field in changes}
+    # Without draws there is nothing to delay, which is said below.
+    config = config.replace(**{field: value for field, value in changes.items() if samples or field != "beam_delay"})
+    for flag, field in given.items():
+        if field in _SAMPLING and not samples and not (parlai and field == "temperature"):
             raise click.UsageError(f"{flag} has no effect unless replies are drawn at random: add --sample")
     return config
 

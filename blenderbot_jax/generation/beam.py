@@ -4,9 +4,6 @@ The arithmetic and its order are those of transformers 5 (`generation/utils.py`,
 max(2, 1 + E) * K continuations of each prompt; those that end and rank among the first K may enter the finished list
 with their length-normalised score; the best K that do not end run on. Beam sampling draws those continuations instead,
 without replacement, from the softmax of the scores of all beams together.
-
-Running and finished hypotheses stand in the same arrays, and a step makes each new one from an old one, with or without
-one more token: one gather a step moves them all.
 """
 
 import dataclasses
@@ -17,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from blenderbot_jax.generation.hypotheses import Beams, Successors, grown, picked
 from blenderbot_jax.generation.plan import Plan
 from blenderbot_jax.generation.ranking import TOP_K_KERNEL, best_first, pick
 from blenderbot_jax.generation.sampling import GrowFunction, Replies, StepFunction, loop_in_segments, prompt_keys
@@ -27,58 +25,6 @@ from blenderbot_jax.generation.task import Task
 ReorderFunction = Callable[[Any, jax.Array], Any]
 # Added to a score that must lose, as transformers does; a finite number keeps such scores in order.
 _NEVER = -1.0e9
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Beams:
-    """Some hypotheses per prompt, M of them, all that is known of one in one row."""
-
-    rows: jax.Array
-    """[B, M, 2 C + 3] int32: tokens, the bits of their float32 log-probabilities, those of the score, length, done."""
-
-    @property
-    def tokens(self) -> jax.Array:
-        """[B, M, C] int32."""
-        return self.rows[..., : self._capacity]
-
-    @property
-    def log_probs(self) -> jax.Array:
-        """[B, M, C] float32, one per token."""
-        return _floats(self.rows[..., self._capacity : -3])
-
-    @property
-    def scores(self) -> jax.Array:
-        """[B, M] float32: summed log-probabilities while running, length-normalised once finished."""
-        return _floats(self.rows[..., -3])
-
-    @property
-    def lengths(self) -> jax.Array:
-        """[B, M] int32, start token included."""
-        return self.rows[..., -2]
-
-    @property
-    def done(self) -> jax.Array:
-        """[B, M] bool: the hypothesis has ended."""
-        return self.rows[..., -1] != 0
-
-    @property
-    def _capacity(self) -> int:
-        return (self.rows.shape[-1] - 3) // 2
-
-
-def _beams(tokens: jax.Array, log_probs: jax.Array, scores: jax.Array, lengths: jax.Array, done: jax.Array) -> Beams:
-    """Hypotheses from their parts, in the shapes that `Beams` gives them back in."""
-    ends = jnp.stack([_bits(scores), jnp.broadcast_to(lengths, scores.shape), done.astype(jnp.int32)], axis=-1)
-    return Beams(jnp.concatenate([tokens, _bits(log_probs), ends], axis=-1))
-
-
-def _bits(values: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(values, jnp.int32)
-
-
-def _floats(bits: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 @jax.tree_util.register_dataclass
@@ -100,39 +46,12 @@ class BeamState:
     @property
     def running(self) -> Beams:
         """K hypotheses per prompt."""
-        return Beams(self.beams.rows[:, : self.beams.rows.shape[1] // 2])
+        return self.beams.first_half
 
     @property
     def finished(self) -> Beams:
         """K hypotheses per prompt."""
-        return Beams(self.beams.rows[:, self.beams.rows.shape[1] // 2 :])
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Successors:
-    """What may stand in the next step's places: m per prompt, each an old hypothesis with or without one more token."""
-
-    sources: jax.Array
-    """[B, m] int32, which of the 2 K hypotheses it continues."""
-    grows: jax.Array
-    """[B, m] bool: with one more token."""
-    tokens: jax.Array
-    """[B, m] int32, that token."""
-    log_probs: jax.Array
-    """[B, m] float32, its log-probability."""
-    scores: jax.Array
-    """[B, m] float32."""
-    done: jax.Array
-    """[B, m] bool."""
-
-    def at(self, places: jax.Array) -> "Successors":
-        """Those at `places` [B, m']."""
-        return jax.tree.map(lambda leaf: pick(leaf, places), self)
-
-    def then(self, others: "Successors") -> "Successors":
-        """These, and the others behind them."""
-        return jax.tree.map(lambda mine, other: jnp.concatenate([mine, other], axis=1), self, others)
+        return self.beams.second_half
 
 
 def beam_search(
@@ -178,7 +97,7 @@ def beam_search(
         finished = _keep_finished(state, candidates.at(first), task)
         state = BeamState(
             length=state.length + 1,
-            beams=_grown(state, running.then(finished)),
+            beams=grown(state.beams, running.then(finished), state.length),
             improvable=state.improvable,
             exhausted=(candidates.done | ~valid[:, None]).all(),
             cache=reorder(cache, running.sources),
@@ -197,7 +116,7 @@ def _start(cache: Any, task: Task, plan: Plan) -> BeamState:
     rows = tokens.shape[:2]
     # Only the first beam counts at first: the others are the same hypothesis.
     scores = jnp.full(rows, _NEVER, jnp.float32).at[:, 0].set(0)
-    beams = _beams(tokens, jnp.zeros(tokens.shape, jnp.float32), scores, task.prompt_length, jnp.zeros(rows, bool))
+    beams = Beams.of(tokens, jnp.zeros(tokens.shape, jnp.float32), scores, task.prompt_length, jnp.zeros(rows, bool))
     return BeamState(task.prompt_length, beams, improvable=task.valid, exhausted=jnp.array(False), cache=cache)
 
 
@@ -220,8 +139,8 @@ def _extend(
     places = parents * log_probs.shape[-1] + chosen
     tokens = pick(state.running.tokens, parents).at[:, :, state.length].set(chosen)
     done = task.ended(tokens, state.length + 1, plan)
-    scores = best if key is None else _picked(totals, places)
-    candidates = _continuing(parents, chosen, _picked(log_probs, places), scores, done)
+    scores = best if key is None else picked(totals, places)
+    candidates = Successors.continuing(parents, chosen, picked(log_probs, places), scores, done)
     first = jnp.broadcast_to(jnp.arange(K, dtype=jnp.int32), (len(parents), K))
     return candidates, first, best_first(_behind_if_done(candidates), count=K)
 
@@ -253,7 +172,7 @@ def _extend_each(
     # Only the last token matters where there are no stop sequences.
     replies = jnp.broadcast_to(chosen[..., None], (*chosen.shape, plan.capacity))
     done = task.ended(replies, state.length + 1, plan)
-    candidates = _continuing(parents, chosen, chosen_log_probs.reshape(B, -1), totals, done)
+    candidates = Successors.continuing(parents, chosen, chosen_log_probs.reshape(B, -1), totals, done)
     # Two orders at once: of all, and with what has ended behind. Of equal scores the earlier beam comes first, then the
     # lower token.
     behind = done[:, None] & jnp.array([False, True])[:, None]
@@ -262,19 +181,8 @@ def _extend_each(
     return candidates, first, on
 
 
-def _continuing(
-    parents: jax.Array, tokens: jax.Array, log_probs: jax.Array, scores: jax.Array, done: jax.Array
-) -> Successors:
-    return Successors(parents, jnp.ones_like(done), tokens, log_probs, scores, done)
-
-
 def _behind_if_done(candidates: Successors) -> jax.Array:
     return candidates.scores + jnp.where(candidates.done, _NEVER, 0.0)
-
-
-def _picked(scores: jax.Array, places: jax.Array) -> jax.Array:
-    """Entries of [B, K, V] at flat places [B, M]."""
-    return jnp.take_along_axis(scores.reshape(len(places), -1), places, axis=1)
 
 
 def _noise(key: jax.Array, length: jax.Array, scores: jax.Array) -> jax.Array:
@@ -312,32 +220,9 @@ def _keep_finished(state: BeamState, first: Successors, task: Task) -> Successor
     closed = (old.done.all(axis=1) & task.settings.stop_when_full)[:, None]
     for barred in (closed, ~state.improvable[:, None], ~first.done):
         normalised = normalised + jnp.where(barred, _NEVER, 0.0)
-    rows = jnp.broadcast_to(jnp.arange(K, 2 * K, dtype=jnp.int32), old.done.shape)
-    stay = Successors(
-        sources=rows,
-        grows=jnp.zeros_like(old.done),
-        tokens=jnp.zeros_like(rows),
-        log_probs=jnp.zeros_like(old.scores),
-        scores=old.scores,
-        done=old.done,
-    )
-    both = stay.then(dataclasses.replace(first, scores=normalised))
+    both = Successors.staying(old, K).then(dataclasses.replace(first, scores=normalised))
     # Whatever its score, a hypothesis that has ended comes before a place that is not yet filled.
     return both.at(best_first(jnp.where(both.done, both.scores, -jnp.inf), count=K))
-
-
-def _grown(state: BeamState, successors: Successors) -> Beams:
-    """The hypotheses of the next step."""
-    grows = successors.grows
-    old = Beams(pick(state.beams.rows, successors.sources))
-    here = grows[..., None] & (jnp.arange(old.tokens.shape[-1]) == state.length)
-    return _beams(
-        tokens=jnp.where(here, successors.tokens[..., None], old.tokens),
-        log_probs=jnp.where(here, successors.log_probs[..., None], old.log_probs),
-        scores=successors.scores,
-        lengths=jnp.where(grows, state.length + 1, old.lengths),
-        done=successors.done,
-    )
 
 
 def _still_improvable(state: BeamState, task: Task) -> jax.Array:

@@ -9,12 +9,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.files import write_text
-from blenderbot_jax.generation.fields import ARGUMENTS, PROVENANCE, frozen, problems
+from blenderbot_jax.generation.fields import ARGUMENTS, PROVENANCE, frozen, parlai_problems, problems
 from blenderbot_jax.hub import SMALL_FILES, locate
 
 
@@ -154,10 +155,13 @@ class GenerationConfig:
     transformers_version: str | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in _NAMES:
+        for name in _names(type(self)):
             object.__setattr__(self, name, frozen(name, getattr(self, name)))
-        if found := problems(self):
-            raise ValueError("GenerationConfig: " + "; ".join(found))
+        if found := self._problems():
+            raise ValueError(f"{type(self).__name__}: {'; '.join(found)}")
+
+    def _problems(self) -> list[str]:
+        return problems(self)
 
     @classmethod
     def recipe(cls, **changes: Any) -> Self:
@@ -176,6 +180,28 @@ class GenerationConfig:
         }
         return cls(**{**published, **changes})
 
+    @classmethod
+    def parlai(cls, **changes: Any) -> "ParlaiConfig":
+        """The same models' decoding as ParlAI runs it, with some fields changed; see `ParlaiConfig`.
+
+        Beam search of width 10, at least 20 tokens before `</s>` and at most 128 with it, length penalty 0.65, no
+        trigram twice, none of the prompt's. Source: ParlAI, `parlai/opt_presets/gen/blenderbot.opt` and the published
+        models' options.
+
+        Example:
+            >>> GenerationConfig.parlai(num_beams=4).min_new_tokens
+            20
+        """
+        published: dict[str, Any] = {
+            "num_beams": 10,
+            "min_new_tokens": 20,
+            "max_new_tokens": 128,
+            "length_penalty": 0.65,
+            "no_repeat_ngram_size": 3,
+            "encoder_no_repeat_ngram_size": 3,
+        }
+        return ParlaiConfig(**{**published, **changes})
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked like a new one."""
         return dataclasses.replace(self, **changes)
@@ -184,7 +210,8 @@ class GenerationConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read the content of a `generation_config.json`, leaving aside keys that are no decoding rule.
 
-        The old `force_bos_token_to_be_generated` is read as `forced_bos_token_id`, as transformers does.
+        The old `force_bos_token_to_be_generated` is read as `forced_bos_token_id`, as transformers does. What a
+        `ParlaiConfig` has written becomes one again.
 
         Raises:
             ValueError: naming a rule that is not implemented, or an argument of `generate` that is no field.
@@ -192,7 +219,11 @@ class GenerationConfig:
         for name in ARGUMENTS:
             if values.get(name) is not None:
                 raise ValueError(f"GenerationConfig: {name} is no field of a configuration: pass it to generate")
-        known = {name: values[name] for name in _NAMES if name in values and name not in PROVENANCE}
+        if (decoding := values.get(_DECODING)) not in (None, "parlai"):
+            raise ValueError(f'GenerationConfig: {_DECODING} may be "parlai", or left out, and not {decoding!r}')
+        if decoding is not None and not issubclass(cls, ParlaiConfig):
+            return cast("Self", ParlaiConfig.from_dict(values))
+        known = {name: values[name] for name in _names(cls) if name in values and name not in PROVENANCE}
         if values.get("force_bos_token_to_be_generated"):
             known["forced_bos_token_id"] = values.get("bos_token_id")
         return cls(**known)
@@ -219,7 +250,7 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are set, as `generation_config.json` holds them."""
-        fields = {name: getattr(self, name) for name in _NAMES if name not in PROVENANCE}
+        fields = {name: getattr(self, name) for name in _names(type(self)) if name not in PROVENANCE}
         return {name: value for name, value in fields.items() if value is not None}
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
@@ -227,4 +258,58 @@ class GenerationConfig:
         write_text(Path(path), json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
-_NAMES = tuple(found.name for found in dataclasses.fields(GenerationConfig))
+@dataclass(frozen=True)
+class ParlaiConfig(GenerationConfig):
+    """How to decode as ParlAI does, with the fields of `GenerationConfig` and some of its own.
+
+    What differs (`parlai_beam.py` does it):
+
+    * The start token is never generated: it has no share in a step's probabilities.
+    * A search takes exactly `num_beams` continuations a step, those that end among them. It stops when `num_beams` have
+      ended and one of them was the best of its step.
+    * An ended reply's score is its log-probability over ((generated tokens + 2) / 6) ** length_penalty. Where nothing
+      has ended within the greatest length, `</s>` takes the best running beam's last place.
+    * `temperature` divides the logits of a search too.
+    * With `do_sample`, `num_beams` replies are drawn by `top_k` or by `top_p`, and come best first. Other rules of
+      sampling are refused. Scores are log-probabilities within what `top_p` keeps, and within all tokens otherwise.
+      (`step_scores` are those before either of the two.)
+
+    A draft is refused. transformers reads the file of such a configuration and decodes in its own way.
+
+    Args:
+        beam_delay: with `do_sample`, so many tokens are drawn, `num_beams` times, before a search takes over
+            (Massarelli et al. 2019, "How Decoding Strategies Affect the Verifiability of Generated Text"). None draws
+            all of them.
+        top_p_decay: `top_p` is multiplied by this for every token of a sentence from the third on ("factual nucleus";
+            Lee et al. 2022, "Factuality Enhanced Language Models", who begin with the second).
+        top_p_floor: and falls no lower than this.
+        sentence_end_ids: tokens after which `top_p` starts anew; None never starts anew. `sentence_ends` finds them.
+        block_full_context: the rules that look at the prompt look at the whole conversation, turns that the model no
+            longer reads included. `Chatbot` sees to that; `generate` needs `context_ids`.
+
+    Example:
+        >>> ParlaiConfig(do_sample=True, top_p=0.9, top_p_decay=0.9, top_p_floor=0.3, sentence_end_ids=[21]).top_p_decay
+        0.9
+    """
+
+    beam_delay: int | None = None
+    top_p_decay: float | None = None
+    top_p_floor: float | None = None
+    sentence_end_ids: Sequence[int] | None = None
+    block_full_context: bool | None = None
+
+    def _problems(self) -> list[str]:
+        return super()._problems() or parlai_problems(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set, and whose decoding it is, as `generation_config.json` holds them."""
+        return {_DECODING: "parlai", **super().to_dict()}
+
+
+_DECODING = "decoding"
+"""The key that says whose decoding a file describes."""
+
+
+@cache
+def _names(config_class: type[GenerationConfig]) -> tuple[str, ...]:
+    return tuple(found.name for found in dataclasses.fields(config_class))

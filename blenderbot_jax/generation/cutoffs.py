@@ -43,9 +43,14 @@ def top_h(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.
 def top_k(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.Array:
     """Keep the k best scores, and those equal to the k-th. Source: Fan et al. 2018."""
     del step
+    return likeliest(scores, settings.top_k, _least(settings, plan))
+
+
+def likeliest(scores: jax.Array, k: jax.Array, least: int = 1) -> jax.Array:
+    """Keep the best scores [B, K, V], `k` [1 or B] but no fewer than `least`, and those equal to the last of them."""
     V = scores.shape[-1]
     ascending, order = _sorted(scores)
-    k = jnp.clip(settings.top_k, min(_least(settings, plan), V), V)
+    k = jnp.clip(k, min(least, V), V)
     place = jnp.broadcast_to(V - k[:, None, None], (*scores.shape[:-1], 1))
     return _drop(scores, ascending < jnp.take_along_axis(ascending, place, axis=-1), order)
 
@@ -57,9 +62,20 @@ def top_p(scores: jax.Array, step: Step, settings: Settings, plan: Plan) -> jax.
     Degeneration".
     """
     del step
+    return nucleus(scores, settings.top_p_tail[:, None, None], _least(settings, plan))
+
+
+def nucleus(scores: jax.Array, tail: jax.Array, least: int = 1) -> jax.Array:
+    """Drop the unlikeliest of the tokens [B, K, V] that together hold at most `tail`, 1 - p, but keep the `least` best.
+
+    Args:
+        scores: [B, K, V].
+        tail: in a shape that broadcasts to [B, K, 1].
+        least: how many stay in any case.
+    """
     ascending, order = _sorted(scores)
     below = jnp.cumsum(jax.nn.softmax(ascending, axis=-1), axis=-1)
-    dropped = (below <= settings.top_p_tail[:, None, None]).at[..., -_least(settings, plan) :].set(False)
+    dropped = (below <= tail).at[..., -least:].set(False)
     return _drop(scores, dropped, order)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from blenderbot_jax.cache import expand_beams, grow, over_caches, reorder, rewind
 from blenderbot_jax.generation.beam import beam_search
 from blenderbot_jax.generation.inputs import Inputs
+from blenderbot_jax.generation.parlai_beam import parlai_search
 from blenderbot_jax.generation.plan import Plan
 from blenderbot_jax.generation.replay import Recording, record
 from blenderbot_jax.generation.sampling import Replies, decode_rows
@@ -69,7 +70,9 @@ def _decoded(
         logits, cache = _read(model, variables, tokens[:, :, None], cache)
         return logits[:, :, 0], cache
 
-    if plan.mode in ("beam", "beam_sample"):
+    if plan.mode == "parlai":
+        return parlai_search(step, _reorder_all, cache, task, plan, key, grow_all)
+    if plan.searches:
         return beam_search(step, _reorder_all, cache, task, plan, key, grow_all)
     return decode_rows(step, cache, task, plan, key, grow_all)
 
@@ -112,7 +115,7 @@ def _begin(model: Any, plan: Plan, variables: Any, encoded: Any, inputs: Inputs,
     # The prompt is read into the first segment.
     first = next(capacity for capacity in (*plan.segments, plan.capacity) if capacity >= min(W, plan.capacity))
     room = min(first, model.config.max_position_embeddings)
-    beams = plan.mode in ("beam", "beam_sample") and plan.rows > 1
+    beams = plan.searches and plan.rows > 1
     options: dict[str, Any] = {} if encoded is not None else {"batch": B}
     if inputs.prompt_mask is not None:
         generated = jnp.ones((B, max(room - W, 0)), bool)

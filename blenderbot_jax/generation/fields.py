@@ -111,6 +111,15 @@ RULES: dict[str, Rule] = {
     **{f"output_{name}": _ANY_BOOL for name in OUTPUTS},
 }
 
+# The same of ParlAI's decoding.
+PARLAI_RULES: dict[str, Rule] = {
+    "beam_delay": _count(0),
+    "top_p_decay": _SHARE_ABOVE_0,
+    "top_p_floor": _SHARE,
+    "sentence_end_ids": _IDS,
+    "block_full_context": _ANY_BOOL,
+}
+
 # What is not here: the values, beside None, that ask for nothing, and the way out.
 NOT_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "max_time": ((), "a compiled program looks at no clock; bound the reply with max_new_tokens"),
@@ -149,6 +158,8 @@ NOT_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 # Where a file comes from; no rule of decoding.
 PROVENANCE = ("_from_model_config", "transformers_version")
+# Rules of sampling that transformers has and ParlAI has not, and their values that ask for nothing.
+_CUT_OFFS = {"min_p": 0, "top_h": None, "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0}
 # What transformers takes beside the configuration and refuses in it.
 ARGUMENTS = (
     "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model", "streamer",
@@ -159,9 +170,16 @@ ARGUMENTS = (
 def problems(config: Any) -> list[str]:
     """Everything that is wrong with a configuration's values, each alone and together; [] if it is right."""
     found = [_refusal(name, getattr(config, name)) for name in NOT_HERE]
-    found += [_out_of_range(name, getattr(config, name)) for name in RULES]
+    found += [_out_of_range(name, getattr(config, name), RULES) for name in RULES]
     single = [problem for problem in found if problem]
     return single or _contradictions(config)
+
+
+def parlai_problems(config: Any) -> list[str]:
+    """Likewise, what is wrong with the fields of ParlAI's decoding, and with those it leaves no place for."""
+    found = [_out_of_range(name, getattr(config, name), PARLAI_RULES) for name in PARLAI_RULES]
+    single = [problem for problem in found if problem]
+    return single or _parlai_contradictions(config)
 
 
 def frozen(name: str, value: Any) -> Any:
@@ -179,8 +197,8 @@ def _refusal(name: str, value: Any) -> str | None:
     return None if asks_for_nothing else f"{name}={value!r} is not implemented: {way_out}"
 
 
-def _out_of_range(name: str, value: Any) -> str | None:
-    check, rule = RULES[name]
+def _out_of_range(name: str, value: Any, rules: dict[str, Rule]) -> str | None:
+    check, rule = rules[name]
     return None if value is None or check(value) else f"{name} must be {rule}, not {value!r}"
 
 
@@ -202,6 +220,24 @@ def _contradictions(config: Any) -> list[str]:
                 f"every token of {name}={getattr(config, name)!r} is in suppress_tokens, so that none would be left "
                 "where it is forced: take it out of one of them (min_new_tokens is what delays an end token)"
             )
+    return found
+
+
+def _parlai_contradictions(config: Any) -> list[str]:
+    """What ParlAI's decoding has no place for."""
+    found = [
+        f"{name}={getattr(config, name)!r} is no rule of ParlAI's decoding, which draws by top_k or top_p: leave it out"
+        for name, neutral in _CUT_OFFS.items()
+        if config.do_sample and getattr(config, name) not in (None, neutral)
+    ]
+    if config.early_stopping:
+        found.append(f"early_stopping={config.early_stopping!r}: ParlAI's search has an end of its own; leave it out")
+    if config.do_sample and config.top_k and config.top_p is not None and config.top_p < 1:
+        found.append(f"top_k={config.top_k} and top_p={config.top_p}: ParlAI draws by one of them; leave the other out")
+    if config.beam_delay is not None and not config.do_sample:
+        found.append(f"beam_delay={config.beam_delay} says how many tokens are drawn first: set do_sample=True")
+    if config.top_p is None and (config.top_p_decay is not None or config.top_p_floor is not None):
+        found.append("top_p_decay and top_p_floor change top_p, which is not set: set it")
     return found
 
 

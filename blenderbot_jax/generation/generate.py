@@ -12,13 +12,14 @@ from blenderbot_jax.checks import Refusals, concrete, refuse_arguments
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation.config import GenerationConfig
 from blenderbot_jax.generation.decode import decode
-from blenderbot_jax.generation.inputs import check_key
+from blenderbot_jax.generation.inputs import check_context, check_key
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS
 from blenderbot_jax.generation.processors import Constraint, CustomProcessor
 from blenderbot_jax.generation.replay import Recording
 from blenderbot_jax.generation.request import request
 from blenderbot_jax.generation.sampling import Replies, prompt_keys
 from blenderbot_jax.generation.speculation import Draft
+from blenderbot_jax.parallel import gathered, mesh_of, spread
 
 # Arguments of transformers' generate -> the values that ask for nothing, and what to do instead.
 _REFUSALS: Refusals = {
@@ -102,6 +103,7 @@ def generate(
     stop_sequences: Sequence[Sequence[int]] = (),
     widths: Sequence[int] = LENGTH_BUCKETS,
     draft: Draft | None = None,
+    context_ids: Any = None,
     **others: Any,
 ) -> GenerateOutput:
     """Decode replies.
@@ -127,6 +129,8 @@ def generate(
             lengths best. Past the last the library's own go on.
         draft: a smaller model that drafts tokens for this one to confirm, greedily or with the same key: the replies
             are the same up to rounding, and may come sooner. Not for beams.
+        context_ids: B rows of ids, of any lengths: what `encoder_no_repeat_ngram_size` and `encoder_repetition_penalty`
+            look at in place of the prompts, such as whole conversations that the prompts hold the end of.
         others: further arguments of transformers, refused by name unless they ask for nothing.
 
     Returns:
@@ -146,6 +150,7 @@ def generate(
     """
     _refuse(others)
     check_key(config, key)
+    check_context(config, context_ids)
     given = {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
@@ -154,9 +159,11 @@ def generate(
         "encoder_attention_mask": encoder_attention_mask,
         "inputs_embeds": inputs_embeds,
     }
-    batch = request(model.config, config, given, processors, prefix_allowed_tokens_fn, stop_sequences, widths, draft)
+    rules = processors, prefix_allowed_tokens_fn, stop_sequences
+    batch = request(model.config, config, given, *rules, widths, draft, context_ids)
     keys = None if key is None else prompt_keys(key, batch.inputs.shape[0])
-    replies, recording = decode(model, batch.plan, params, batch.inputs, batch.task, keys, draft)
+    inputs, task, keys = spread(mesh_of(params), (batch.inputs, batch.task, keys), rows=batch.inputs.shape[0])
+    replies, recording = gathered(decode(model, batch.plan, params, inputs, task, keys, draft))
     return _cropped(replies, recording, batch.shape, batch.max_length)
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from blenderbot_jax.checks import check_embeds, check_ids, check_mask, check_one_of, check_positions, concrete
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.generation.config import GenerationConfig
+from blenderbot_jax.generation.config import GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, round_up
+from blenderbot_jax.generation.settings import power_of_two
 from blenderbot_jax.outputs import as_encoder_output
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
@@ -59,6 +60,15 @@ def check_key(config: GenerationConfig, key: jax.Array | None) -> None:
         raise ValueError("do_sample=True draws at random: pass key=jax.random.key(seed)")
     if key is not None and not config.do_sample:
         raise ValueError("a key was given, but nothing is drawn: set do_sample=True, or leave the key out")
+
+
+def check_context(config: GenerationConfig, context: Any) -> None:
+    """Refuse to bar what a whole conversation said without the conversation."""
+    if isinstance(config, ParlaiConfig) and config.block_full_context and context is None:
+        raise ValueError(
+            "block_full_context=True looks at whole conversations, and their ids are not known here: pass context_ids, "
+            "or config.replace(block_full_context=None) to look at what the model reads"
+        )
 
 
 def seq2seq_inputs(
@@ -198,6 +208,32 @@ def to_bucket(
     if padded.source_mask is not None:
         padded.source_mask[B:, 0] = True
     return padded
+
+
+def context_rows(context: Any, B: int, rows: int, width: int, vocab_size: int) -> tuple[Any, Any]:
+    """What the rules look at in place of the prompts, padded to a bucket: ids [rows, S'] and how many count [rows].
+
+    Args:
+        context: B rows of ids, of any lengths; all of an array's count.
+        B: the caller's prompts.
+        rows: of the bucket.
+        width: S of the bucket, which is kept where it is enough; otherwise a power of two.
+        vocab_size: V.
+    """
+    if len(context) != B:
+        raise ValueError(f"context_ids are for a batch of {len(context)}, the prompts for one of {B}")
+    if isinstance(context, jax.Array) and concrete(context) is None:
+        check_ids("context_ids", context, vocab_size)
+        padded = jnp.pad(context.astype(jnp.int32), ((0, rows - B), (0, 0)))
+        return padded, jnp.full(rows, context.shape[1], jnp.int32)
+    for b, row in enumerate(context):
+        check_ids(f"context_ids[{b}]", np.asarray(row)[None], vocab_size)
+    lengths = np.zeros(rows, np.int32)
+    lengths[:B] = [len(row) for row in context]
+    longest = int(lengths.max())
+    ids = np.zeros((rows, width if longest <= width else power_of_two(longest)), np.int32)
+    ids[np.arange(ids.shape[1]) < lengths[:, None]] = np.concatenate([np.asarray(row) for row in context])
+    return ids, lengths
 
 
 def batch_bucket(rows: int) -> int:

@@ -1,8 +1,9 @@
 """generate_many: prompts of any lengths, any number of them, in batches of a few shapes."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ from blenderbot_jax.generation.config import GenerationConfig
 from blenderbot_jax.generation.decode import decode
 from blenderbot_jax.generation.fields import OUTPUTS
 from blenderbot_jax.generation.generate import GenerativeModel
-from blenderbot_jax.generation.inputs import Inputs, check_key, seq2seq_inputs, to_bucket
+from blenderbot_jax.generation.inputs import Inputs, check_context, check_key, context_rows, seq2seq_inputs, to_bucket
 from blenderbot_jax.generation.packing import Batch, Costs, Limits, covering, pack
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, Plan, compile_config, pad_token
 from blenderbot_jax.generation.sampling import Replies
 from blenderbot_jax.generation.speculation import Draft, check_draft
 from blenderbot_jax.generation.task import Task
+from blenderbot_jax.parallel import gathered, mesh_of, spread
 
 # What the keys and values of a batch may take of an accelerator's memory, and where its size is not known.
 _SHARE, _DEFAULT_BYTES = 4, 2**31
@@ -93,6 +95,7 @@ def generate_many(
     key: jax.Array | None = None,
     packing: Packing | None = None,
     draft: Draft | None = None,
+    contexts: Sequence[Sequence[int]] | Mapping[int, Sequence[int]] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], Replies]]:
     """Decode replies to prompts of different lengths, batch by batch, longest prompts first.
 
@@ -107,6 +110,7 @@ def generate_many(
         key: a `jax.random.key`; needed for sampling, refused otherwise.
         packing: how prompts are put together; `Packing()` if None.
         draft: as `generate` takes it; with one, small batches are the faster ones, as in `Packing(batch_size=1)`.
+        contexts: one for each prompt, at its place: what `generate` takes as rows of `context_ids`.
 
     Yields:
         Places in `prompts`, and their replies in that order: numpy arrays `tokens` [B, R, max_length], `lengths` and
@@ -126,15 +130,19 @@ def generate_many(
     if not model.config.is_encoder_decoder:
         raise TypeError("generate_many answers prompts that an encoder reads; a causal model has generate")
     check_key(config, key)
+    check_context(config, contexts)
     if draft is not None:
         check_draft(draft, model.config, config)
     by_place = prompts if isinstance(prompts, Mapping) else dict(enumerate(prompts))
     _check_prompts(by_place, model.config)
+    if contexts is not None:
+        _check_contexts(contexts, by_place, model.config)
     config = config.replace(**{f"output_{name}": False for name in OUTPUTS})
     # Widths and lengths are each row's own, so the plan is the same for every batch.
     plan, _ = compile_config(config, model.config, 1)
     batches = (packing or Packing()).batches(by_place, model, plan, draft)
-    return ((batch.places, _decoded(model, params, by_place, batch, config, key, draft)) for batch in batches)
+    decoded = partial(_decoded, model, params, by_place, config=config, key=key, draft=draft, contexts=contexts)
+    return ((batch.places, decoded(batch)) for batch in batches)
 
 
 def _decoded(
@@ -145,16 +153,21 @@ def _decoded(
     config: GenerationConfig,
     key: jax.Array | None,
     draft: Draft | None,
+    contexts: Sequence[Sequence[int]] | Mapping[int, Sequence[int]] | None,
 ) -> Replies:
     """Replies to the prompts of a batch, as numpy arrays, in its order."""
     plan, settings = compile_config(config, model.config, batch.width)
     inputs = to_bucket(
         _inputs(prompts, batch, config, model.config), batch.width, plan.capacity, (batch.width,), plan.rows
     )
-    lengths = inputs.source_mask.sum(axis=1, dtype=np.int32)
-    task = Task(inputs.prompt, inputs.source_ids, inputs.valid, dataclasses.replace(settings, source_width=lengths))
+    looked_at, lengths = inputs.source_ids, inputs.source_mask.sum(axis=1, dtype=np.int32)
+    if contexts is not None:
+        own = [contexts[place] for place in batch.places]
+        looked_at, lengths = context_rows(own, len(own), *inputs.shape[:2], model.config.vocab_size)
+    task = Task(inputs.prompt, looked_at, inputs.valid, dataclasses.replace(settings, source_width=lengths))
     keys = None if key is None else _streams(key, batch)
-    replies, _ = jax.device_get(decode(model, plan, params, inputs, task, keys, draft))
+    inputs, task, keys = spread(mesh_of(params), (inputs, task, keys), rows=inputs.shape[0])
+    replies, _ = jax.device_get(gathered(decode(model, plan, params, inputs, task, keys, draft)))
     B, length = len(batch.places), int(settings.max_length[0])
     return Replies(
         replies.tokens[:B, :, :length], replies.lengths[:B], replies.scores[:B], replies.log_probs[:B, :, :length]
@@ -185,6 +198,15 @@ def _check_prompts(prompts: Mapping[int, Sequence[int]], model: BlenderbotConfig
     for place, prompt in prompts.items():
         check_ids(f"prompts[{place}]", np.asarray(prompt)[None], model.vocab_size)
         check_positions(f"prompts[{place}]", len(prompt), model.max_position_embeddings)
+
+
+def _check_contexts(
+    contexts: Sequence[Sequence[int]] | Mapping[int, Sequence[int]], places: Iterable[int], model: BlenderbotConfig
+) -> None:
+    for place in places:
+        if not (place in contexts if isinstance(contexts, Mapping) else place < len(contexts)):
+            raise ValueError(f"prompts[{place}] has no context: pass one for each prompt, or none at all")
+        check_ids(f"contexts[{place}]", np.asarray(contexts[place])[None], model.vocab_size)
 
 
 def _place_bytes(model: Any) -> int:

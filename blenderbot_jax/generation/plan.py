@@ -1,7 +1,4 @@
-"""What a GenerationConfig becomes before it is compiled: a static plan, and settings as arrays.
-
-Every setting has a leading axis of 1, so that a batch that mixes requests may hold one value per row instead.
-"""
+"""What a GenerationConfig becomes before it is compiled: a static plan, and settings as arrays (`settings.py`)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +8,23 @@ import jax
 import numpy as np
 
 from blenderbot_jax.config import BlenderbotConfig, as_ids
-from blenderbot_jax.generation.config import GenerationConfig
+from blenderbot_jax.generation.config import GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.fields import OUTPUTS, is_count
+from blenderbot_jax.generation.settings import (
+    UNUSED,
+    Settings,
+    length_decay,
+    length_divisors,
+    one,
+    pack_row,
+    pack_sequences,
+    parlai_divisors,
+    top_p_tails,
+)
 
 DEFAULT_NEW_TOKENS = 20
-_UNUSED = -1
-_LEAST_DIVISOR = 1e-30
 _FIRST_SEGMENT = 32
+_NO_PARLAI = ParlaiConfig()
 # Lengths are rounded up to one of these, so that one program serves many.
 LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 
@@ -26,7 +33,7 @@ LENGTH_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 class Plan:
     """What a program is compiled for."""
 
-    mode: Literal["greedy", "sample", "beam", "beam_sample"]
+    mode: Literal["greedy", "sample", "beam", "beam_sample", "parlai"]
     rows: int
     """K: beams, or samples, decoded per prompt."""
     returned: int
@@ -43,75 +50,10 @@ class Plan:
     """Whether there are stop sequences."""
     outputs: tuple[str, ...] = ()
     """What is given back beside the replies: of "scores", "logits", "attentions", "hidden_states"."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Settings:
-    """The numbers of a configuration; [1, ...] each, or [B, ...] for one value per row.
-
-    Lists of ids are filled up with -1. A number that transformers derives in double precision is derived here in
-    numpy, likewise, and rounded to float32 once.
-    """
-
-    pad_token: jax.Array
-    """[1] int32."""
-    eos_tokens: jax.Array
-    """[1, E] int32; E is 0 for a model without end token."""
-    prompt_length: jax.Array
-    """[1] int32, tokens the decoder is given: 1, the start token, unless it is made to continue a prompt."""
-    max_length: jax.Array
-    """[1] int32, tokens with the decoder prompt."""
-    min_length: jax.Array
-    """[1] int32, tokens with the decoder prompt."""
-    source_width: jax.Array
-    """[1] int32, source places that are the caller's own; the rest fill the bucket."""
-    sequence_bias_ids: jax.Array
-    """[1, W, n] int32, right-aligned, -1 where a sequence is shorter."""
-    sequence_biases: jax.Array
-    """[1, W] float32."""
-    encoder_repetition_factor: jax.Array
-    """[1] float32: 1 / encoder_repetition_penalty."""
-    repetition_penalty: jax.Array
-    """[1] float32."""
-    bad_words: jax.Array
-    """[1, W, n] int32, right-aligned, -1 where a word is shorter."""
-    forced_bos_token: jax.Array
-    """[1] int32."""
-    forced_eos_tokens: jax.Array
-    """[1, E] int32."""
-    length_decay: jax.Array
-    """[1, C + 1] float32: factor ** (n - start) - 1 for n generated tokens, 0 up to the start."""
-    suppress_tokens: jax.Array
-    """[1, W] int32."""
-    begin_suppress_tokens: jax.Array
-    """[1, W] int32."""
-    begin_length: jax.Array
-    """[1] int32: the length at which `begin_suppress_tokens` are barred."""
-    temperature: jax.Array
-    """[1] float32."""
-    top_h: jax.Array
-    """[1] float32."""
-    top_k: jax.Array
-    """[1] int32."""
-    top_p_tail: jax.Array
-    """[1] float32: 1 - top_p, the probability that may be cut off."""
-    min_p: jax.Array
-    """[1] float32."""
-    typical_p: jax.Array
-    """[1] float32."""
-    epsilon_cutoff: jax.Array
-    """[1] float32."""
-    eta_cutoff: jax.Array
-    """[1] float32."""
-    stop_sequences: jax.Array
-    """[1, W, n] int32, right-aligned, -1 where a sequence is shorter."""
-    length_divisors: jax.Array
-    """[1, C + 1] float32: n ** length_penalty for n generated tokens."""
-    stop_when_full: jax.Array
-    """[1] bool: early_stopping=True."""
-    judge_at_full_length: jax.Array
-    """[1] bool: early_stopping="never" with a positive length penalty."""
+    draws: Literal["", "all", "top_k", "top_p"] = ""
+    """What ParlAI's decoding draws tokens from, if it draws: from all, or from what one of these rules keeps."""
+    searches: bool = False
+    """Whether rows take each other's places: beams do, samples do not."""
 
 
 def compile_config(
@@ -171,50 +113,62 @@ def _settings(
     capacity = _capacity(max_length, model)
     penalty = _first(config.length_penalty, 1.0)
     biases = _in_order_of_addition(config.sequence_bias or ())
+    own = config if isinstance(config, ParlaiConfig) else _NO_PARLAI
     bos_comes_first = prompt_length == 1 and config.forced_bos_token_id is not None
     return Settings(
-        pad_token=_one(pad_token(config, model), np.int32),
-        eos_tokens=_one(eos, np.int32),
-        prompt_length=_one(prompt_length, np.int32),
-        max_length=_one(max_length, np.int32),
-        min_length=_one(_min_length(config, prompt_length), np.int32),
-        source_width=_one(source_width, np.int32),
-        sequence_bias_ids=_pack_sequences([sequence for sequence, _ in biases]),
-        sequence_biases=_pack_row([bias for _, bias in biases], np.float32, 0),
-        encoder_repetition_factor=_one(1 / _first(config.encoder_repetition_penalty, 1.0), np.float32),
-        repetition_penalty=_one(_first(config.repetition_penalty, 1.0), np.float32),
-        bad_words=_pack_sequences(_bad_words(config, eos)),
-        forced_bos_token=_one(_first(config.forced_bos_token_id, _UNUSED), np.int32),
-        forced_eos_tokens=_one(as_ids(config.forced_eos_token_id), np.int32),
-        length_decay=_one(_decay(config.exponential_decay_length_penalty, capacity + 1), np.float32),
-        suppress_tokens=_pack_row(config.suppress_tokens or (), np.int32, _UNUSED),
-        begin_suppress_tokens=_pack_row(config.begin_suppress_tokens or (), np.int32, _UNUSED),
-        begin_length=_one(prompt_length + bos_comes_first, np.int32),
-        temperature=_one(_first(config.temperature, 1.0), np.float32),
-        top_h=_one(_first(config.top_h, 1.0), np.float32),
-        top_k=_one(min(config.top_k or model.vocab_size, model.vocab_size), np.int32),
-        top_p_tail=_one(1 - _first(config.top_p, 1.0), np.float32),
-        min_p=_one(_first(config.min_p, 0.0), np.float32),
-        typical_p=_one(_first(config.typical_p, 1.0), np.float32),
-        epsilon_cutoff=_one(_first(config.epsilon_cutoff, 0.0), np.float32),
-        eta_cutoff=_one(_first(config.eta_cutoff, 0.0), np.float32),
-        stop_sequences=_pack_sequences(stops),
-        length_divisors=_one(_divisors(config, capacity), np.float32),
-        stop_when_full=_one(config.early_stopping is True, np.bool_),
-        judge_at_full_length=_one(config.early_stopping == "never" and penalty > 0, np.bool_),
+        pad_token=one(pad_token(config, model), np.int32),
+        eos_tokens=one(eos, np.int32),
+        prompt_length=one(prompt_length, np.int32),
+        max_length=one(max_length, np.int32),
+        min_length=one(_min_length(config, prompt_length), np.int32),
+        source_width=one(source_width, np.int32),
+        sequence_bias_ids=pack_sequences([sequence for sequence, _ in biases]),
+        sequence_biases=pack_row([bias for _, bias in biases], np.float32, 0),
+        encoder_repetition_factor=one(1 / _first(config.encoder_repetition_penalty, 1.0), np.float32),
+        repetition_penalty=one(_first(config.repetition_penalty, 1.0), np.float32),
+        bad_words=pack_sequences(_bad_words(config, eos)),
+        forced_bos_token=one(_first(config.forced_bos_token_id, UNUSED), np.int32),
+        forced_eos_tokens=one(as_ids(config.forced_eos_token_id), np.int32),
+        length_decay=one(length_decay(config.exponential_decay_length_penalty, capacity + 1), np.float32),
+        suppress_tokens=pack_row(config.suppress_tokens or (), np.int32, UNUSED),
+        begin_suppress_tokens=pack_row(config.begin_suppress_tokens or (), np.int32, UNUSED),
+        begin_length=one(prompt_length + bos_comes_first, np.int32),
+        temperature=one(_first(config.temperature, 1.0), np.float32),
+        top_h=one(_first(config.top_h, 1.0), np.float32),
+        top_k=one(min(config.top_k or model.vocab_size, model.vocab_size), np.int32),
+        top_p_tail=one(1 - _first(config.top_p, 1.0), np.float32),
+        min_p=one(_first(config.min_p, 0.0), np.float32),
+        typical_p=one(_first(config.typical_p, 1.0), np.float32),
+        epsilon_cutoff=one(_first(config.epsilon_cutoff, 0.0), np.float32),
+        eta_cutoff=one(_first(config.eta_cutoff, 0.0), np.float32),
+        stop_sequences=pack_sequences(stops),
+        length_divisors=one(_divisors(config, capacity), np.float32),
+        stop_when_full=one(config.early_stopping is True, np.bool_),
+        judge_at_full_length=one(config.early_stopping == "never" and penalty > 0, np.bool_),
+        start_token=one(_start_token(config, model), np.int32),
+        beam_delay=one(_first(own.beam_delay, 0), np.int32),
+        top_p_tails=one(
+            top_p_tails(
+                _first(config.top_p, 1.0), _first(own.top_p_decay, 1.0), _first(own.top_p_floor, 0.0), capacity + 1
+            ),
+            np.float32,
+        ),
+        sentence_ends=pack_row(own.sentence_end_ids or (), np.int32, UNUSED),
     )
 
 
 def _plan(config: GenerationConfig, settings: Settings, model: BlenderbotConfig, stops: bool) -> Plan:
     beams, returned = config.num_beams or 1, config.num_return_sequences or 1
-    draws, ends = bool(config.do_sample), settings.eos_tokens.size > 0
+    ends = settings.eos_tokens.size > 0
+    # ParlAI's decoding draws by rules of its own.
+    draws = bool(config.do_sample) and not isinstance(config, ParlaiConfig)
     runs = {
         "sequence_bias": bool(config.sequence_bias),
         "encoder_repetition_penalty": config.encoder_repetition_penalty not in (None, 1),
         "repetition_penalty": config.repetition_penalty not in (None, 1),
         "no_repeat_ngram": bool(config.no_repeat_ngram_size),
         "encoder_no_repeat_ngram": bool(config.encoder_no_repeat_ngram_size),
-        "bad_words": bool((settings.bad_words != _UNUSED).any()),
+        "bad_words": bool((settings.bad_words != UNUSED).any()),
         "min_length": ends and bool(_first(config.min_new_tokens, config.min_length, 0)),
         "forced_bos": config.forced_bos_token_id is not None,
         "forced_eos": config.forced_eos_token_id is not None,
@@ -232,18 +186,47 @@ def _plan(config: GenerationConfig, settings: Settings, model: BlenderbotConfig,
         "eta_cutoff": draws and bool(config.eta_cutoff),
         "renormalize_logits": bool(config.renormalize_logits),
     }
+    capacity = _capacity(int(settings.max_length[0]), model)
     return Plan(
-        mode=("beam_sample" if draws else "beam") if beams > 1 else ("sample" if draws else "greedy"),
+        mode=_mode(config),
         rows=beams if beams > 1 else returned,
         returned=returned,
-        capacity=_capacity(int(settings.max_length[0]), model),
+        capacity=capacity,
         processors=tuple(name for name, on in runs.items() if on),
         no_repeat_ngram_size=config.no_repeat_ngram_size or 0,
         encoder_no_repeat_ngram_size=config.encoder_no_repeat_ngram_size or 0,
-        segments=_segments(_capacity(int(settings.max_length[0]), model)),
+        segments=_segments(capacity),
         stops=stops,
         outputs=tuple(name for name in OUTPUTS if getattr(config, f"output_{name}")),
+        draws=_draws(config),
+        searches=_searches(config),
     )
+
+
+def _mode(config: GenerationConfig) -> Literal["greedy", "sample", "beam", "beam_sample", "parlai"]:
+    if isinstance(config, ParlaiConfig):
+        return "parlai"
+    if (config.num_beams or 1) > 1:
+        return "beam_sample" if config.do_sample else "beam"
+    return "sample" if config.do_sample else "greedy"
+
+
+def _draws(config: GenerationConfig) -> Literal["", "all", "top_k", "top_p"]:
+    if not (isinstance(config, ParlaiConfig) and config.do_sample):
+        return ""
+    return "top_k" if config.top_k else "all" if config.top_p is None else "top_p"
+
+
+def _searches(config: GenerationConfig) -> bool:
+    if isinstance(config, ParlaiConfig):
+        return not config.do_sample or config.beam_delay is not None
+    return (config.num_beams or 1) > 1
+
+
+def _start_token(config: GenerationConfig, model: BlenderbotConfig) -> int:
+    """What replies begin with: a causal model's begin with its prompt, whose first token is usually bos."""
+    own = model.decoder_start_token_id if model.is_encoder_decoder else _first(model.bos_token_id, UNUSED)
+    return _first(config.decoder_start_token_id, own)
 
 
 def _max_length(config: GenerationConfig, model: BlenderbotConfig, prompt_length: int) -> int:
@@ -313,9 +296,9 @@ def _checked_sequences(sequences: Sequence[Sequence[int]]) -> tuple[tuple[int, .
 def _check_ids(config: GenerationConfig, stops: tuple[tuple[int, ...], ...], vocab_size: int) -> None:
     single = (
         "eos_token_id", "forced_eos_token_id", "forced_bos_token_id", "pad_token_id", "decoder_start_token_id",
-        "suppress_tokens", "begin_suppress_tokens",
+        "suppress_tokens", "begin_suppress_tokens", "sentence_end_ids",
     )  # fmt: skip
-    named = {name: as_ids(getattr(config, name)) for name in single}
+    named = {name: as_ids(getattr(config, name, None)) for name in single}
     sequences = {
         "bad_words_ids": config.bad_words_ids or (),
         "sequence_bias": [sequence for sequence, _ in config.sequence_bias or ()],
@@ -329,55 +312,17 @@ def _check_ids(config: GenerationConfig, stops: tuple[tuple[int, ...], ...], voc
 
 
 def _divisors(config: GenerationConfig, capacity: int) -> Any:
-    """n ** length_penalty for n from 0 to `capacity`."""
-    if (config.num_beams or 1) == 1:
-        return np.ones(capacity + 1)
-    penalty = np.float64(_first(config.length_penalty, 1.0))
-    # A length of 0 never divides; 1 keeps its place free of a division by zero.
-    with np.errstate(over="ignore", under="ignore"):
-        divisors = np.array([np.float64(max(n, 1)) ** penalty for n in range(capacity + 1)])
-    if not ((divisors > _LEAST_DIVISOR) & (divisors < 1 / _LEAST_DIVISOR)).all():
-        raise ValueError(
-            f"length_penalty={config.length_penalty}: n ** length_penalty must stay between {_LEAST_DIVISOR} and "
-            f"{1 / _LEAST_DIVISOR} for the {capacity} tokens a reply may have, or scores leave float32; values between "
-            "-5 and 5 are usual"
-        )
-    return divisors
-
-
-def _decay(penalty: tuple[int, float] | None, count: int) -> Any:
-    start, factor = penalty or (0, 1.0)
-    past = np.maximum(np.arange(count) - start, 0)
-    with np.errstate(over="ignore", under="ignore"):
-        return np.clip(np.float64(factor) ** past - 1, np.finfo(np.float32).min, np.finfo(np.float32).max)
+    """What the log-probability of n generated tokens is divided by, for n from 0 to `capacity`."""
+    penalty = _first(config.length_penalty, 1.0)
+    if isinstance(config, ParlaiConfig):
+        return parlai_divisors(penalty, capacity)
+    return np.ones(capacity + 1) if (config.num_beams or 1) == 1 else length_divisors(penalty, capacity)
 
 
 def _in_order_of_addition(biases: Any) -> list[tuple[tuple[int, ...], float]]:
     # transformers adds single tokens first, then one length after the other; a float sum depends on its order.
     lengths = [len(sequence) for sequence, _ in biases]
     return sorted(biases, key=lambda pair: -1 if len(pair[0]) == 1 else lengths.index(len(pair[0])))
-
-
-def _pack_sequences(sequences: Sequence[tuple[int, ...]]) -> Any:
-    # Both sides rounded up to powers of two, so that adding a word rarely means another program.
-    packed = np.full((1, _power_of_two(len(sequences)), _power_of_two(max(map(len, sequences), default=1))), _UNUSED)
-    for row, sequence in zip(packed[0], sequences, strict=False):
-        row[-len(sequence) :] = sequence
-    return packed.astype(np.int32)
-
-
-def _pack_row(values: Sequence[float], dtype: type, filler: float) -> Any:
-    packed = np.full((1, _power_of_two(len(values))), filler, dtype)
-    packed[0, : len(values)] = values
-    return packed
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (max(count, 1) - 1).bit_length()
-
-
-def _one(value: object, dtype: type) -> Any:
-    return np.asarray(value, dtype)[None]
 
 
 def _first(*values: Any) -> Any:

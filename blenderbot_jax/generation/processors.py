@@ -102,6 +102,6 @@ def _constrained(scores: jax.Array, allowed: jax.Array, plan: Plan) -> jax.Array
     """
     kept = jnp.where(allowed, scores, -jnp.inf)
     nothing_left = jnp.isneginf(kept.max(axis=-1, keepdims=True))
-    if plan.mode in ("beam", "beam_sample"):
+    if plan.searches:
         nothing_left = nothing_left.all(axis=1, keepdims=True)
     return jnp.where(nothing_left, jnp.where(allowed, jnp.zeros((), scores.dtype), -jnp.inf), kept)

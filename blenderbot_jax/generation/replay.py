@@ -103,7 +103,7 @@ def _at_own_places(logits: jax.Array, task: Task, replies: Replies) -> jax.Array
 
 def _bent(logits: jax.Array, task: Task, replies: Replies, plan: Plan) -> jax.Array:
     """What each token was chosen by: [B, R, C, V] log-probabilities under beams, logits otherwise, after the rules."""
-    scores = jax.nn.log_softmax(logits) if plan.mode in ("beam", "beam_sample") else logits
+    scores = task.scored(logits, plan)
     places = jnp.arange(scores.shape[2], dtype=jnp.int32)
     bent = jax.lax.map(lambda t: task.bend(scores[:, :, t], replies.tokens, t, plan), places)
     return jnp.where(_chosen(task, replies)[..., None], jnp.moveaxis(bent, 0, 2), 0)

@@ -11,7 +11,7 @@ import numpy as np
 from blenderbot_jax.checks import as_array
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.generation.config import GenerationConfig
-from blenderbot_jax.generation.inputs import Inputs, causal_inputs, seq2seq_inputs, to_bucket
+from blenderbot_jax.generation.inputs import Inputs, causal_inputs, context_rows, seq2seq_inputs, to_bucket
 from blenderbot_jax.generation.packing import covering
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS, Plan, compile_config, pad_token
 from blenderbot_jax.generation.processors import Constraint, CustomProcessor
@@ -47,6 +47,7 @@ def request(
     stop_sequences: Sequence[Sequence[int]] = (),
     widths: Sequence[int] = LENGTH_BUCKETS,
     draft: Draft | None = None,
+    context: Any = None,
 ) -> Request:
     """Check a batch, pad it to its bucket, and split its configuration.
 
@@ -56,6 +57,7 @@ def request(
         given: the arrays of `generate` by their names there; one that is missing counts as None.
         processors, constraint, stop_sequences, widths: as `generate` takes them.
         draft: likewise; it is checked, and changes nothing.
+        context: `context_ids`, likewise.
 
     Raises:
         ValueError, TypeError: as `generate` does.
@@ -68,15 +70,19 @@ def request(
     inputs = _checked(model, config, {name: as_array(name, given.get(name)) for name in _ARRAYS})
     if draft is not None:
         check_draft(draft, model, config, inputs)
-    plan, settings = compile_config(config, model, inputs.source_width, inputs.shape[2], stop_sequences)
+    # Rules may look at prompts of known ids alone; that there is a width says that they are known.
+    width = inputs.source_width if context is None else 1
+    plan, settings = compile_config(config, model, width, inputs.shape[2], stop_sequences)
     positions = model.max_position_embeddings
     padded = to_bucket(inputs, positions, plan.capacity, covering(tuple(widths), positions), plan.rows)
     # One for each row, as batches of prompts of different lengths have it, so that all run the same programs.
-    widths_of_rows = np.repeat(settings.source_width, len(padded.valid))
+    looked_at, widths_of_rows = padded.source_ids, np.repeat(settings.source_width, len(padded.valid))
+    if context is not None:
+        looked_at, widths_of_rows = context_rows(context, inputs.shape[0], *padded.shape[:2], model.vocab_size)
     settings = dataclasses.replace(settings, source_width=widths_of_rows)
     own = tuple(map(_as_data, processors))
     bound = None if constraint is None else _as_data(constraint)
-    task = Task(padded.prompt, padded.source_ids, padded.valid, settings, bound, own)
+    task = Task(padded.prompt, looked_at, padded.valid, settings, bound, own)
     return Request(plan, padded, task, inputs.shape)
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from blenderbot_jax.cache import over_caches, rewind
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.generation.config import GenerationConfig
+from blenderbot_jax.generation.config import GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.fields import is_count
 from blenderbot_jax.generation.inputs import Inputs
 from blenderbot_jax.generation.plan import Plan
@@ -86,11 +86,16 @@ def check_draft(draft: Draft, model: BlenderbotConfig, config: GenerationConfig,
 
     Raises:
         TypeError: not a `Draft`.
-        ValueError: beams; a draft with another vocabulary, of the other kind or with fewer positions; a prompt that
-            only the model itself can read.
+        ValueError: beams, or ParlAI's decoding; a draft with another vocabulary, of the other kind or with fewer
+            positions; a prompt that only the model itself can read.
     """
     if not isinstance(draft, Draft):
         raise TypeError(f"draft is a Draft(model, params), not {type(draft).__name__}")
+    if isinstance(config, ParlaiConfig):
+        raise ValueError(
+            "a draft is for greedy decoding and sampling as transformers does them, not for ParlAI's: take "
+            "GenerationConfig(...), or leave the draft out"
+        )
     if (config.num_beams or 1) > 1:
         raise ValueError(
             f"a draft is for greedy decoding and sampling, and num_beams={config.num_beams} searches: "

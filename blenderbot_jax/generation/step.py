@@ -16,7 +16,8 @@ class Step:
     length: jax.Array
     """Scalar int32: tokens so far, decoder prompt included."""
     source_ids: jax.Array | None
-    """[B, S] int32: the prompts, filled up to a bucket's width; None where only their encoding is known."""
+    """[B, S] int32: the prompts, or the `context_ids` given in their place, filled up to a bucket's width; None where
+    only the prompts' encoding is known."""
     prompt_length: jax.Array | int = 1
     """[1] int32, or a number: tokens the decoder was given; `length - prompt_length` are generated."""
 
