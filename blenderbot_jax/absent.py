@@ -26,9 +26,7 @@ MODEL: dict[str, str] = {
     ),
     **dict.fromkeys(("to", "cuda", "cpu", "device"), "place the parameters with jax.device_put"),
     **dict.fromkeys(("half", "bfloat16", "float"), "compute in another dtype with model.clone(dtype=...)"),
-    **dict.fromkeys(
-        ("gradient_checkpointing_enable", "gradient_checkpointing_disable"), "wrap the loss in jax.checkpoint"
-    ),
+    **dict.fromkeys(("gradient_checkpointing_enable", "gradient_checkpointing_disable"), "say model.clone(remat=True)"),
     "push_to_hub": "save the model, then upload the folder with huggingface_hub",
 }
 _A_CALL = "the tokenizer's call does it: tokenizer(texts, padding=..., truncation=..., max_length=...)"

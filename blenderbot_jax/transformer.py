@@ -22,9 +22,11 @@ class Stack(nn.Module):
     layer: type[EncoderLayer] | type[DecoderLayer]
     depth: int
     dtype: DType
+    remat: bool = False
 
     def setup(self) -> None:
-        self.blocks = [self.layer(self.config, self.dtype, name=str(i)) for i in range(self.depth)]
+        layer = nn.remat(self.layer) if self.remat else self.layer
+        self.blocks = [layer(self.config, self.dtype, name=str(i)) for i in range(self.depth)]
 
     def __call__(self, h: jax.Array, *context: Any) -> tuple[States, tuple[States, ...]]:
         """All layers at once.
@@ -65,6 +67,7 @@ class Side(nn.Module):
 
     config: BlenderbotConfig
     dtype: DType
+    remat: bool = False
 
     def frame(self) -> None:
         """Make the parts, from a subclass's `setup`."""
@@ -91,7 +94,7 @@ class Encoder(Side):
 
     def setup(self) -> None:
         self.frame()
-        self.layers = Stack(self.config, EncoderLayer, self.config.encoder_layers, self.dtype)
+        self.layers = Stack(self.config, EncoderLayer, self.config.encoder_layers, self.dtype, self.remat)
 
     def __call__(self, embeds: jax.Array, attention_mask: jax.Array) -> tuple[States, States]:
         """Scaled embeddings [B, S, D] and mask [B, S] to the hidden states, the last one final, and attentions."""
@@ -107,7 +110,7 @@ class Decoder(Side):
 
     def setup(self) -> None:
         self.frame()
-        self.layers = Stack(self.config, DecoderLayer, self.config.decoder_layers, self.dtype)
+        self.layers = Stack(self.config, DecoderLayer, self.config.decoder_layers, self.dtype, self.remat)
 
     def __call__(
         self,

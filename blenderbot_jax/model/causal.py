@@ -23,6 +23,7 @@ class BlenderbotForCausalLM(LanguageModel):
         config: the architecture; the model's own copy says `is_decoder=True, is_encoder_decoder=False`.
         dtype: the dtype of the computation.
         cache_dtype: the dtype of the keys and values kept between steps, and of the products with them; None: `dtype`.
+        remat: compute each layer again in the backward pass, which then keeps the states between layers alone.
 
     Example:
         >>> lm, params = BlenderbotForCausalLM.from_pretrained("demo")

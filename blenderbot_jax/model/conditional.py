@@ -19,7 +19,7 @@ class LanguageModel(Pretrained):
     """What the two models with a head share: the head, and the methods that decoding uses."""
 
     def setup(self) -> None:
-        self.model = BlenderbotModel(self.config, self.dtype, self.cache_dtype)
+        self.model = BlenderbotModel(self.config, self.dtype, self.cache_dtype, self.remat)
         if not self.config.tie_word_embeddings or self.has_variable("params", "lm_head"):
             c = self.config
             self.lm_head = Linear(c.vocab_size, c.init_std, self.dtype, use_bias=False, accumulate=jnp.float32)
@@ -69,6 +69,7 @@ class BlenderbotForConditionalGeneration(LanguageModel):
         config: the architecture, pre-norm or post-norm.
         dtype: the dtype of the computation; `model.clone(dtype=jnp.bfloat16)` computes in another one.
         cache_dtype: the dtype of the keys and values kept between steps, and of the products with them; None: `dtype`.
+        remat: compute each layer again in the backward pass, which then keeps the states between layers alone.
 
     Example:
         >>> config = BlenderbotConfig(vocab_size=32, d_model=8, encoder_layers=1, decoder_layers=1,

@@ -31,6 +31,7 @@ class BlenderbotModel(Pretrained):
         config: the architecture, pre-norm or post-norm.
         dtype: the dtype of the computation; parameters of another dtype are cast where they are used.
         cache_dtype: the dtype of the keys and values kept between steps, and of the products with them; None: `dtype`.
+        remat: compute each layer again in the backward pass, which then keeps the states between layers alone.
     """
 
     _root: ClassVar[str] = "model/"
@@ -38,8 +39,8 @@ class BlenderbotModel(Pretrained):
     def setup(self) -> None:
         c = self.config
         self.shared = Embedding(c.vocab_size, c.d_model, c.init_std, self.dtype, zero_row=c.pad_token_id)
-        self.encoder = Encoder(c, self.dtype)
-        self.decoder = Decoder(c, self.dtype)
+        self.encoder = Encoder(c, self.dtype, self.remat)
+        self.decoder = Decoder(c, self.dtype, self.remat)
 
     def __call__(
         self,
