@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from blenderbot_jax import native
 from blenderbot_jax.kernels import BlockedInt8Kernel, BlockedKernel, Int8Kernel
+from blenderbot_jax.parallel import mesh_of
 
 # XLA's products of blocks win up to this many rows; from 16 on those of plain kernels do.
 _FEW_ROWS = 12
@@ -24,7 +25,7 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
     which decoding would otherwise do at every step. On a CPU kernels are cut into blocks that lie in one piece of
     memory each, and so is a copy of the tied embeddings, for the logits. Where `native` is available, that is all
     kernels, those in 8 bits too, and decoding multiplies and attends by what stands there; elsewhere it is the
-    decoder's large ones in float32, for a few rows.
+    decoder's large ones in float32, for a few rows. Parameters on a mesh are cast and keep their form.
 
     Args:
         model: what the parameters are for; an `Ensemble` too.
@@ -41,7 +42,7 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
 
     Raises:
         ValueError: rows below 1.
-        RuntimeError: `natively` is True, and `native` is not available.
+        RuntimeError: `natively` is True, and `native` is not available, or the parameters are on a mesh.
 
     Example:
         >>> fast = prepare(model, params, rows=4)
@@ -57,6 +58,8 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
             "there are no native kernels here: they need x86-64 Linux, a processor with AVX-512 VNNI, JAX on the CPU, "
             "and a C++ compiler when the package is installed; natively=None does without where it must"
         )
+    if natively and mesh_of(params) is not None:
+        raise RuntimeError("native kernels read parameters that lie whole on one device: load them without a mesh")
     return _prepared(model, params, rows, there if natively is None else natively)
 
 
@@ -65,6 +68,8 @@ def _prepared(model: Any, params: Any, rows: int, natively: bool) -> Any:
     if members is not None:
         return tuple(_prepared(one, tree, rows, natively) for one, tree in zip(members, params, strict=True))
     cast = jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(path, leaf, model.dtype), params)
+    if mesh_of(params) is not None:
+        return cast
     if natively and _is_native_dtype(model.dtype, rows):
         return _with_head(jax.tree_util.tree_map_with_path(_pack_natively, cast, is_leaf=_is_int8), _native_form)
     return _blocked(cast) if blocks_pay(model.dtype, rows) else cast

@@ -7,12 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from blenderbot_jax.checkpoint import fetch, load_params
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.dialogue import Conversation, EncodedConversation
 from blenderbot_jax.generation import GenerationConfig
 from blenderbot_jax.model import BlenderbotForConditionalGeneration, Params
+from blenderbot_jax.parallel import placing
 from blenderbot_jax.quantize import check_quantization
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer, load_tokenizer, tokenizer_class
 from blenderbot_jax.tokenizer.arguments import length_limit
@@ -46,6 +48,7 @@ class Checkpoint:
         dtype: Any = jnp.float32,
         cache_dtype: Any = None,
         quantize: str | None = None,
+        mesh: Mesh | None = None,
         **hub_options: Any,
     ) -> "Checkpoint":
         """Load a folder, a hub name, or "demo".
@@ -56,15 +59,16 @@ class Checkpoint:
             cache_dtype: of the keys and values that decoding keeps; None: `dtype`. bfloat16 halves what a cache takes.
             quantize: "int8" puts the kernels into 8 bits as they are read; those of a folder that holds them so stay so
                 in any case. `dtype` is then of the other parameters and of the computation.
+            mesh: of `parallel.make_mesh`; each device gets its own pieces of the parameters. None: the first device.
             hub_options: `revision`, `cache_dir`, `local_files_only`, `token`.
 
         Raises:
             CheckpointNotFoundError, CheckpointError, ValueError: as the parts do; among them, a tokenizer with more
-                tokens than the model has rows, and a quantisation that there is not.
+                tokens than the model has rows, a quantisation that there is not, and a mesh that divides it unevenly.
         """
         check_quantization(quantize)
         folder = fetch(name_or_folder, **hub_options)
-        model, params = _model(folder, dtype, int8=quantize is not None)
+        model, params = _model(folder, dtype, mesh, int8=quantize is not None)
         tokenizer = _tokenizer(folder, model.config.max_position_embeddings)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -83,12 +87,14 @@ class Checkpoint:
         return conversation.encode(self.tokenizer, min(self.tokenizer.model_max_length or positions, positions))
 
 
-def _model(folder: Path, dtype: Any, *, int8: bool) -> tuple[BlenderbotForConditionalGeneration, Params]:
+def _model(
+    folder: Path, dtype: Any, mesh: Mesh | None, *, int8: bool
+) -> tuple[BlenderbotForConditionalGeneration, Params]:
     if not int8 or not (folder / "config.json").is_file():  # without it, the model says what is wrong
-        return BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        return BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=dtype, mesh=mesh)
     model = BlenderbotForConditionalGeneration(BlenderbotConfig.from_json(folder / "config.json"), dtype)
     expected = jax.eval_shape(model.init_params, jax.random.key(0))
-    return model, load_params(folder, model.config, expected, dtype, int8=True)
+    return model, load_params(folder, model.config, expected, dtype, int8=True, place=placing(mesh, expected))
 
 
 def _tokenizer(folder: Path, positions: int) -> BlenderbotTokenizer | BlenderbotSmallTokenizer:

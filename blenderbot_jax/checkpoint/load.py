@@ -4,7 +4,7 @@ Everything that can be wrong is looked for first and reported at once; only then
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.kernels import Int8Kernel
 
 _ALIGNMENT = 64
+# From a path in the tree, values as they were read, and a dtype, to the array where it is to lie.
+Place = Callable[[str, np.ndarray, Any], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ def load_params(
     *,
     root: str = "",
     int8: bool = False,
+    place: Place | None = None,
 ) -> dict[str, Any]:
     """Read a checkpoint's weights into a parameter tree.
 
@@ -74,6 +77,7 @@ def load_params(
         dtype: storage of the result.
         root: where `expected` stands in the tree of the whole model ("model/" for the model without head).
         int8: quantise all kernels as they are read, as `quantize` does; only the one at hand is held in another form.
+        place: puts each tensor where it is to lie, such as on a mesh; None: on the first device.
 
     Raises:
         CheckpointError: naming every tensor that is missing, unexpected, misshapen, or unequal to its alias.
@@ -83,9 +87,9 @@ def load_params(
     flat: dict[str, Any] = {}
     # The largest first: what reading it takes besides is gone again before the rest is there.
     for path in sorted(leaves, key=lambda path: -math.prod(leaves[path].shape)):
-        flat[path] = _leaf(leaves[path], dtype, int8 and path.endswith("/kernel"))
+        flat[path] = _leaf(path, leaves[path], dtype, int8 and path.endswith("/kernel"), place)
         if tied and path == SHARED:
-            flat[HEAD] = pack(leaves[path].read().T)
+            flat[HEAD] = _packed(HEAD, leaves[path].read().T, place)
     return unflatten({path.removeprefix(root): flat[path] for path in {**leaves, **flat}})
 
 
@@ -106,17 +110,27 @@ def find_leaves(
     return _match(folder, tensor_entries(folder), shapes, config)
 
 
-def _leaf(leaf: Leaf, dtype: Any, int8: bool) -> jax.Array | Int8Kernel:
+def _leaf(path: str, leaf: Leaf, dtype: Any, int8: bool, place: Place | None) -> jax.Array | Int8Kernel:
     if leaf.entry is not None and leaf.scales is not None:
-        return Int8Kernel(_place(leaf.entry.read(), np.int8), _place(leaf.scales.read(), np.float32))
-    return pack(leaf.read()) if int8 else _place(leaf.read(), dtype)
+        return _placed(path, leaf.entry.read(), leaf.scales.read(), place or _place)
+    return _packed(path, leaf.read(), place) if int8 else (place or _place)(path, leaf.read(), dtype)
 
 
-def _place(array: np.ndarray, dtype: Any) -> jax.Array:
-    """A contiguous copy in `dtype` on the device.
+def _packed(path: str, kernel: np.ndarray, place: Place | None) -> Int8Kernel:
+    made = pack(kernel)
+    return made if place is None else _placed(path, np.asarray(made.values), np.asarray(made.scales), place)
+
+
+def _placed(path: str, values: np.ndarray, scales: np.ndarray, place: Place) -> Int8Kernel:
+    return Int8Kernel(place(f"{path}/values", values, np.int8), place(f"{path}/scales", scales, np.float32))
+
+
+def _place(path: str, array: np.ndarray, dtype: Any) -> jax.Array:
+    """A contiguous copy in `dtype` on the first device, whatever its path.
 
     On a CPU, JAX adopts memory that begins at a multiple of 64 bytes, and copies any other.
     """
+    del path
     dtype = np.dtype(dtype)
     size = array.size * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from blenderbot_jax.absent import MODEL, refuse_attribute
 from blenderbot_jax.checkpoint import CheckpointError, fetch, load_params
 from blenderbot_jax.checks import Refusals, refuse_arguments
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.layers import DType
+from blenderbot_jax.parallel import placing
 
 Params = dict[str, Any]
 
@@ -40,7 +42,7 @@ FORWARD_REFUSALS: Refusals = {
     ),
 }
 _LOADING_REFUSALS: Refusals = {
-    "device_map": ((None,), "place the parameters with jax.device_put and a sharding"),
+    "device_map": ((None,), "say mesh=make_mesh(...), of blenderbot_jax.parallel"),
     "torch_dtype": ((None,), "say dtype=jnp.bfloat16"),
     "attn_implementation": ((None, "eager"), "there is one implementation"),
     "quantization_config": ((None,), 'Checkpoint.from_pretrained(name, quantize="int8") keeps kernels in 8 bits'),
@@ -70,6 +72,8 @@ class Pretrained(nn.Module):
     dtype: DType = jnp.float32
     cache_dtype: DType | None = None
     """dtype of the keys and values kept between steps; None: `dtype`."""
+    remat: bool = False
+    """Compute each layer again in the backward pass, which then keeps the states between layers alone."""
 
     if TYPE_CHECKING:
         # linen's own annotation admits a second result, which only mutable collections bring.
@@ -80,7 +84,12 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_folder: str | os.PathLike[str], *, dtype: DType = jnp.float32, **hub_options: Any
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        dtype: DType = jnp.float32,
+        mesh: Mesh | None = None,
+        **hub_options: Any,
     ) -> tuple[Self, Params]:
         """Load a checkpoint.
 
@@ -88,6 +97,8 @@ class Pretrained(nn.Module):
             name_or_folder: a folder in the published layout, a name on the Hugging Face Hub, or "demo", the bundled
                 model.
             dtype: of the stored parameters and of the computation.
+            mesh: of `parallel.make_mesh`; parameters are placed on it tensor by tensor, each device getting its own
+                pieces. None: the first device.
             hub_options: `revision`, `cache_dir`, `local_files_only`, `token`.
 
         Returns:
@@ -96,6 +107,7 @@ class Pretrained(nn.Module):
         Raises:
             CheckpointNotFoundError: no such folder, and no such model to be had.
             CheckpointError: the weights are damaged or do not fit the configuration; every misfit is named.
+            ValueError: a parameter that the mesh cannot split evenly; nothing has been read then.
             TypeError: an option of transformers that does nothing here, with what to do instead.
 
         Example:
@@ -110,7 +122,7 @@ class Pretrained(nn.Module):
             raise CheckpointError(f"{folder} holds no config.json, so it is no checkpoint folder")
         model = cls(BlenderbotConfig.from_json(folder / "config.json"), dtype)
         expected = jax.eval_shape(model.init_params, jax.random.key(0))
-        return model, load_params(folder, model.config, expected, dtype, root=cls._root)
+        return model, load_params(folder, model.config, expected, dtype, root=cls._root, place=placing(mesh, expected))
 
     def __getattr__(self, name: str) -> Any:
         if name in MODEL:
