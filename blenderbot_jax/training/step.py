@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from blenderbot_jax.lora import attach, init_lora
 from blenderbot_jax.model import BlenderbotForConditionalGeneration, Params
+from blenderbot_jax.parallel import unsplit
 from blenderbot_jax.training.config import TrainingConfig
 from blenderbot_jax.training.objective import Sums, summed
 from blenderbot_jax.training.optimizer import learning_rate, make_optimizer
@@ -88,6 +90,7 @@ def train_step(
     state: TrainState,
     frozen: Params,
     batch: Batch,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """Update the weights by one batch.
 
@@ -99,6 +102,7 @@ def train_step(
         state: before the update.
         frozen: with LoRA, the parameters that adapters are beside; otherwise empty.
         batch: `input_ids` and `attention_mask` [B, S], `labels` [B, T] with -100 where nothing is learned.
+        mesh: that all of it lies on; None for one device.
 
     Returns:
         The state after it, and what is worth a log.
@@ -114,7 +118,7 @@ def train_step(
     """
     model = model.clone(dtype=jnp.dtype(config.dtype), remat=config.remat)
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    gradients, sums = _gradients(model, config, state.trained, frozen, batch, key)
+    gradients, sums = _gradients(model, config, state.trained, frozen, batch, key, mesh)
     count = jnp.maximum(sums.tokens, 1)
     gradients = jax.tree.map(lambda leaf: leaf / count, gradients)
     updates, moments = make_optimizer(config).update(gradients, state.moments, state.trained)
@@ -143,9 +147,10 @@ def compile_step(
     Returns:
         step(state, frozen, batch) -> (state, metrics).
     """
+    mesh = None if shardings is None else jax.tree.leaves(shardings)[0].mesh
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return train_step(model, config, state, frozen, batch)
+        return train_step(model, config, state, frozen, batch, mesh)
 
     if shardings is None:
         return jax.jit(step, donate_argnums=0)
@@ -159,11 +164,13 @@ def _gradients(
     frozen: Params,
     batch: Batch,
     key: jax.Array,
+    mesh: Mesh | None,
 ) -> tuple[Any, Sums]:
     """Summed gradients and losses, part by part of the batch."""
 
     def objective(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = summed(model, assemble(trained, frozen, config), part, config, key)
+        params = assemble(trained, frozen, config)
+        sums = summed(model, params if mesh is None else unsplit(mesh, params), part, config, key)
         return sums.objective, sums
 
     gradient = jax.grad(objective, has_aux=True)
