@@ -13,6 +13,7 @@ from blenderbot_jax.generation import Draft as Draft
 from blenderbot_jax.generation import GenerateOutput as GenerateOutput
 from blenderbot_jax.generation import GenerationConfig as GenerationConfig
 from blenderbot_jax.generation import Packing as Packing
+from blenderbot_jax.generation import ParlaiConfig as ParlaiConfig
 from blenderbot_jax.generation import choose_buckets as choose_buckets
 from blenderbot_jax.generation import generate as generate
 from blenderbot_jax.generation import generate_many as generate_many

@@ -231,7 +231,7 @@ def test_version_is_the_packages():
 
 def test_every_decoding_option_says_what_it_does():
     for command in ("reply", "chat", "warm-up", "export"):
-        for option in main.commands[command].params:
+        for option in main.get_command(None, command).params:
             assert option.param_type_name == "argument" or option.help
 
 

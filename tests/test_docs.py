@@ -64,6 +64,18 @@ def test_the_blocks_of_the_research_guide_run_in_order(capsys):
     assert any(abs(leaf).max() > 0 for leaf in jax.tree.leaves(names["gradients"]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("guide", ["finetuning", "scaling", "evaluation", "corpora"])
+def test_the_blocks_of_the_other_guides_run_in_order(guide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / f"docs/{guide}.md").read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        with jax.numpy_dtype_promotion("standard"):  # as a user has it
+            exec(compile(block, f"{guide}.md", "exec"), names)
+    assert blocks
+
+
 def test_the_readme_names_files_that_exist():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):

@@ -6,10 +6,11 @@ from pathlib import Path
 import blenderbot_jax
 
 ORDER = [
-    "files", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "attention", "layers",
-    "transformer", "outputs", "checkpoint", "quantize", "memory", "model", "preparation", "ensemble", "generation",
-    "warm", "scoring", "attribution", "tokenizer", "dialogue", "pretrained", "conversion", "verification", "chatbot",
-    "run_exported", "export", "plotting", "cli",
+    "files", "parlai", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "attention",
+    "layers", "transformer", "outputs", "checkpoint", "lora", "quantize", "memory", "processes", "parallel",
+    "model", "planning", "preparation", "ensemble", "generation", "warm", "scoring", "attribution", "tokenizer",
+    "dialogue", "pretrained", "conversion", "parlai_conversion", "verification", "chatbot", "data", "evaluation",
+    "training", "offline", "run_exported", "export", "plotting", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent
 NO_RUN_TIME = {"torch", "transformers", "tensorflow", "pytest", "hypothesis"}

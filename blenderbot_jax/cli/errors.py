@@ -7,6 +7,8 @@ from typing import Any
 import click
 import jax
 
+from blenderbot_jax.processes import ProcessLostError
+
 # What a shell reports of a program that Ctrl-C ended.
 _INTERRUPTED = 130
 
@@ -57,7 +59,7 @@ def _one_line() -> Iterator[None]:
         raise _RefusedError(f"{error.format_message()} (see {command} --help)") from None
     except BrokenPipeError:
         raise  # click ends quietly when the reader of a pipe has gone
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, ProcessLostError) as error:
         raise _RefusedError(str(error)) from None
     except jax.errors.JaxRuntimeError as error:
         advice = "--dtype bfloat16 takes less memory, and so do a smaller --batch-size or --beams where there are such"
