@@ -116,7 +116,7 @@ LOADING = {
     "weights_only": Refused(False, "nothing in a checkpoint is ever executed", (None, True)),
     "fusion_config": Refused({}, "XLA fuses", (None,)),
     "disable_mmap": Refused(3, "disable_mmap", (None, True, False)),
-    "device_map": Refused("auto", r"jax\.device_put", (None,)),
+    "device_map": Refused("auto", r"mesh=make_mesh", (None,)),
     "torch_dtype": Refused("float16", r"dtype=jnp\.bfloat16", (None,)),
     "attn_implementation": Refused("sdpa", "one implementation", (None, "eager")),
     "quantization_config": Refused({}, "keeps kernels in 8 bits", (None,)),

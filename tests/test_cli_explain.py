@@ -166,4 +166,6 @@ def test_what_did_not_fit_is_told(stubbed):
 
 def test_help_shows_examples_and_every_option_says_what_it_does():
     assert re.search(r"Examples:\n\s+blenderbot-jax explain ", output("--help"))
-    assert all(option.param_type_name == "argument" or option.help for option in main.get_command(None, "explain").params)
+    assert all(
+        option.param_type_name == "argument" or option.help for option in main.get_command(None, "explain").params
+    )

@@ -18,6 +18,7 @@ from blenderbot_jax import Chatbot, Checkpoint
 from blenderbot_jax.cli import main
 from blenderbot_jax.lora import attach, load_lora
 from blenderbot_jax.training import read_log
+from blenderbot_jax.training.checkpoints import write_settings
 
 TALK = [
     ("What is the capital of the sea?", "It is called Brinetown."),
@@ -99,14 +100,16 @@ def test_settings_that_make_no_sense_are_refused_in_a_line(talk, tmp_path):
     assert "bad.jsonl" in result.output
 
 
-def test_a_folder_with_a_model_is_not_overwritten(talk, tmp_path):
-    out = tmp_path / "bot"
-    assert run(talk, "--output", out, *QUICK).exit_code == 0
-    before = (out / "model.safetensors").read_bytes()
-    again = run(talk, "--output", out, *QUICK)
-    assert again.exit_code != 0
-    assert "holds a training already" in again.output
-    assert (out / "model.safetensors").read_bytes() == before
+def test_a_folder_with_a_model_or_a_training_is_not_overwritten(talk, tmp_path):
+    model, training = tmp_path / "model", tmp_path / "training"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    write_settings(training / "training", {"data": "another"})
+    for out, said in ((model, "holds a model already"), (training, "holds a training already")):
+        result = run(talk, "--output", out, *QUICK)
+        assert result.exit_code == 2
+        assert said in result.output
+    assert (model / "config.json").read_text() == "{}"
 
 
 def start(talk, out, *more):

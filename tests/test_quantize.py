@@ -242,7 +242,7 @@ def test_loading_never_holds_a_widened_kernel(small_demo, monkeypatch):
     placed = []
     monkeypatch.setattr(
         "blenderbot_jax.checkpoint.load._place",
-        lambda array, dtype: placed.append((array.dtype, np.dtype(dtype))) or jnp.asarray(array, dtype),
+        lambda path, array, dtype: placed.append((array.dtype, np.dtype(dtype))) or jnp.asarray(array, dtype),
     )
     assert is_quantized(Checkpoint.from_pretrained(small_demo).params)
     assert {to for kind, to in placed if kind == np.int8} == {np.dtype(np.int8)}
