@@ -87,7 +87,7 @@ def pytorch(size: str, given: list[Batch], precision: str) -> tuple[Callable[[],
             optimizer.step()
             optimizer.zero_grad()
         assert loss is not None
-        return float(loss)
+        return loss.item()
 
     begun = time.perf_counter()
     turn()
