@@ -17,7 +17,6 @@ from blenderbot_jax.generation.many import Packing, generate_many
 from blenderbot_jax.generation.phrases import block_list
 from blenderbot_jax.preparation import prepare
 from blenderbot_jax.pretrained import Checkpoint
-from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
 from blenderbot_jax.warm import warm_up
 
 _Prompt = tuple[Conversation, EncodedConversation]
@@ -294,9 +293,8 @@ class Chatbot:
 
     def _alternatives(self, tokens: np.ndarray, lengths: np.ndarray, scores: np.ndarray) -> tuple[Alternative, ...]:
         """The R replies to a prompt."""
-        tokenizer = self.checkpoint.tokenizer
         return tuple(
-            Alternative(_presentable(tokenizer, row[:length]), float(score))
+            Alternative(self.checkpoint.decode(row[:length]), float(score))
             for row, length, score in zip(tokens, lengths, scores, strict=True)
         )
 
@@ -321,8 +319,3 @@ def _refusal(refused: dict[int, Exception], count: int) -> str:
         f"{len(refused)} of {count} inputs cannot be answered, and nothing was decoded: {'; '.join(reasons)}. Pass "
         "on_refused=function(place, error) to answer the others and leave the replies to these empty"
     )
-
-
-def _presentable(tokenizer: BlenderbotTokenizer | BlenderbotSmallTokenizer, ids: np.ndarray) -> str:
-    """A reply as people write: the 90M model's tokens know no spaces, so those before punctuation are closed up."""
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True).strip()

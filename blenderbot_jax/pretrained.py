@@ -1,12 +1,14 @@
 """Checkpoint: everything a folder holds, loaded together."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from blenderbot_jax.checkpoint import fetch, load_params
@@ -85,6 +87,15 @@ class Checkpoint:
         """
         positions = self.model.config.max_position_embeddings
         return conversation.encode(self.tokenizer, min(self.tokenizer.model_max_length or positions, positions))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Ids as people write: without special tokens, and with no space before punctuation, which the 90M model has.
+
+        Args:
+            ids: of one text.
+        """
+        tokenizer = self.tokenizer
+        return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=True).strip()
 
 
 def _model(

@@ -51,6 +51,13 @@ def optimised(pytestconfig: pytest.Config) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", _is_quick(pytestconfig))
 
 
+@pytest.fixture
+def ordinary_promotion() -> Iterator[None]:
+    """dtypes promoted as a user has it: optax's own arithmetic is not strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> BlenderbotConfig:
     """The pre-norm architecture, its two sides different in depth, heads and feed-forward width."""

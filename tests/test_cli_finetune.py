@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -28,13 +27,6 @@ TALK = [
 ] * 4
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 QUICK = ("--steps", "6", "--batch-size", "8", "--validate-every", "2", "--max-source", "32", "--max-target", "16")
-
-
-@pytest.fixture
-def ordinary_promotion():
-    """As a user has it: optax's own arithmetic is not strict."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture

@@ -15,13 +15,6 @@ from tests.training_batches import TINY, RandomData, batch
 pytestmark = pytest.mark.usefixtures("ordinary_promotion")
 
 
-@pytest.fixture
-def ordinary_promotion():
-    """As a user has it: optax's own arithmetic is not strict."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.fixture(scope="module")
 def model(tiny_config):
     return BlenderbotForConditionalGeneration(tiny_config)

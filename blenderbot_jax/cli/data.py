@@ -15,6 +15,7 @@ from blenderbot_jax.cli.options import hub_options, output_console
 from blenderbot_jax.conversion import read_config
 from blenderbot_jax.data import (
     FORMATS,
+    MAX_TARGET,
     Batches,
     Dialogue,
     Example,
@@ -28,7 +29,6 @@ from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokeniz
 from blenderbot_jax.tokenizer.arguments import length_limit
 from blenderbot_jax.tokenizer.vocabulary import read_settings
 
-_MAX_TARGET = 128
 # Of lines and dialogues that cannot be used, as many are named.
 _NAMED = 5
 
@@ -82,7 +82,7 @@ def data() -> None:
 @click.option("--speaker", "speakers", multiple=True, help="Learn this speaker's turns alone; repeatable.")
 @click.option("--max-source", type=click.IntRange(min=2), help="Most tokens of a context; the model's without it.")
 @click.option(
-    "--max-target", type=click.IntRange(min=1), help=f"Most tokens of a reply; {_MAX_TARGET} or the model's without it."
+    "--max-target", type=click.IntRange(min=1), help=f"Most tokens of a reply; {MAX_TARGET} or the model's without it."
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Examples of a batch.")
 @hub_options
@@ -137,7 +137,7 @@ def _maker(folder: Path, max_source: int | None, max_target: int | None, speaker
     usual = min(length_limit(said.get("model_max_length", positions)) or positions, positions)
     limits = {
         "max_source": usual if max_source is None else max_source,
-        "max_target": min(_MAX_TARGET, positions) if max_target is None else max_target,
+        "max_target": min(MAX_TARGET, positions) if max_target is None else max_target,
     }
     for limit, value in limits.items():
         if value > positions:

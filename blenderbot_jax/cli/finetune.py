@@ -15,10 +15,19 @@ from rich.progress import MofNCompleteColumn, Progress, TaskID, TextColumn
 from blenderbot_jax.checkpoint import save_pretrained
 from blenderbot_jax.cli.options import hub_options, progress_bar
 from blenderbot_jax.config import BlenderbotConfig
-from blenderbot_jax.data import Batches, Dialogue, Example, PackedExamples, dialogue_examples, read_dialogues
+from blenderbot_jax.data import (
+    MAX_TARGET,
+    Batches,
+    Dialogue,
+    Example,
+    PackedExamples,
+    dialogue_examples,
+    read_dialogues,
+)
 from blenderbot_jax.dialogue import DialogueLayout
 from blenderbot_jax.lora import LoraConfig, merge, save_lora
 from blenderbot_jax.parallel import batch_share, gathered, initialize, make_mesh
+from blenderbot_jax.planning import SIZES
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.processes import together
 from blenderbot_jax.training import (
@@ -57,16 +66,6 @@ _SETTINGS: dict[str, tuple[str, Any, str]] = {
     "--patience": ("patience", click.IntRange(1), "Validations without improvement until training ends."),
     "--metric": ("metric", click.Choice(["loss", "perplexity", "token_accuracy"]), "By which the best is told."),
 }
-_SIZES = {
-    (config.d_model, config.decoder_layers): size
-    for size, config in {
-        "90m": BlenderbotConfig.blenderbot_small_90m(),
-        "400m": BlenderbotConfig.blenderbot_400m_distill(),
-        "1b": BlenderbotConfig.blenderbot_1b_distill(),
-        "3b": BlenderbotConfig.blenderbot_3b(),
-        "9b": BlenderbotConfig.blenderbot_9b(),
-    }.items()
-}
 WORK = "training"
 
 
@@ -96,7 +95,7 @@ def _settings(command: Any) -> Any:
 @click.option("--speaker", "speakers", multiple=True, help="Learn the replies of these speakers alone.")
 @click.option("--skip-bad", is_flag=True, help="Leave out lines that cannot be read, and say so.")
 @click.option("--max-source", type=click.IntRange(1), help="Tokens of context; the model's limit without it.")
-@click.option("--max-target", type=click.IntRange(1), help="Tokens of a reply; the model's limit without it.")
+@click.option("--max-target", type=click.IntRange(1), help=f"Tokens of a reply; {MAX_TARGET} without it.")
 @click.option("--data", "data_axis", type=click.IntRange(1), help="Devices that share the batch; the rest without it.")
 @click.option("--fsdp", type=click.IntRange(1), default=1, show_default=True, help="Devices that share weights too.")
 @click.option("--tensor", type=click.IntRange(1), default=1, show_default=True, help="Devices that share each product.")
@@ -208,7 +207,7 @@ def _check_folder(output: Path, work: Path, resume: bool) -> None:
 
 def _config(model: BlenderbotConfig, examples: int, options: Mapping[str, Any]) -> TrainingConfig:
     given = {field: options[field] for field, _, _ in _SETTINGS.values() if options[field] is not None}
-    size = options["preset"] or _SIZES.get((model.d_model, model.decoder_layers), "demo")
+    size = options["preset"] or _size(model)
     if options["epochs"] is not None:
         if "steps" in given:
             raise click.UsageError("say --steps or --epochs: both tell how long to train")
@@ -226,6 +225,16 @@ def _config(model: BlenderbotConfig, examples: int, options: Mapping[str, Any]) 
         if "warmup_steps" not in given
         else config
     )
+
+
+def _size(model: BlenderbotConfig) -> str:
+    """The published size of this depth and width."""
+    same = (name for name, made in SIZES.items() if _shape(made()) == _shape(model))
+    return next(same, "demo")
+
+
+def _shape(model: BlenderbotConfig) -> tuple[int, int]:
+    return model.d_model, model.decoder_layers
 
 
 @dataclass(frozen=True)
@@ -251,8 +260,8 @@ class _Reading:
                 yield from dialogue_examples(
                     dialogue,
                     tokenizer,
-                    max_source=min(options["max_source"] or limit, limit),
-                    max_target=min(options["max_target"] or limit, limit),
+                    max_source=min(options["max_source"] or tokenizer.model_max_length or limit, limit),
+                    max_target=min(options["max_target"] or MAX_TARGET, limit),
                     speakers=options["speakers"] or None,
                     layout=layout,
                 )

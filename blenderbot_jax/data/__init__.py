@@ -3,6 +3,7 @@
 from blenderbot_jax.data.batches import Batch as Batch
 from blenderbot_jax.data.batches import Batches as Batches
 from blenderbot_jax.data.batches import Rows as Rows
+from blenderbot_jax.data.examples import MAX_TARGET as MAX_TARGET
 from blenderbot_jax.data.examples import Example as Example
 from blenderbot_jax.data.examples import ExampleStats as ExampleStats
 from blenderbot_jax.data.examples import corpus_examples as corpus_examples

@@ -15,11 +15,11 @@ import numpy as np
 from blenderbot_jax.data.examples import Example
 from blenderbot_jax.data.packed import PackedExamples
 from blenderbot_jax.generation.plan import LENGTH_BUCKETS
+from blenderbot_jax.model import IGNORED_LABEL
 
 Batch = dict[str, np.ndarray]
 # Replies of the published models' data: a median of 12 to 24 tokens, 99 in 100 below 70.
 TARGET_BUCKETS = (16, 32, 48, 64, 128)
-IGNORED = -100
 
 Shape = tuple[int, int]
 
@@ -173,7 +173,7 @@ class Batches:
         return {
             "input_ids": sources.padded(places, S, self.pad_token_id),
             "attention_mask": (np.arange(S) < lengths[:, None]).astype(np.int32),
-            "labels": self.examples.targets.padded(places, T, IGNORED),
+            "labels": self.examples.targets.padded(places, T, IGNORED_LABEL),
         }
 
     @cached_property

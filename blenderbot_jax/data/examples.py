@@ -17,6 +17,9 @@ from blenderbot_jax.dialogue import (
     persona_block,
 )
 
+MAX_TARGET = 128
+"""The most labels of a reply that the published models were trained with, all sizes alike."""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:

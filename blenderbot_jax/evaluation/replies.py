@@ -45,7 +45,6 @@ def answer(
         ValueError: a prompt that cannot be answered, a key too many or too few; before anything is decoded.
     """
     checkpoint, found = bot.checkpoint, {}
-    tokenizer = checkpoint.tokenizer
     for places, replies in generate_many(
         checkpoint.model,
         checkpoint.params,
@@ -58,8 +57,7 @@ def answer(
     ):
         # The best of R; its length counts the start token, which is not generated.
         for place, tokens, length in zip(places, replies.tokens[:, 0], replies.lengths[:, 0], strict=True):
-            text = tokenizer.decode(tokens[:length], skip_special_tokens=True, clean_up_tokenization_spaces=True)
-            found[place] = Reply(text.strip(), int(length) - 1)
+            found[place] = Reply(checkpoint.decode(tokens[:length]), int(length) - 1)
         if on_progress:
             on_progress(len(places))
     return {place: found[place] for place in prompts}

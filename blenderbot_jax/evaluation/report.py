@@ -160,15 +160,12 @@ def _answers(
     told: Callable[[str, int], object],
 ) -> tuple[Answer, ...]:
     """The bot's replies to all examples, packed together whatever their corpus."""
-    tokenizer = bot.checkpoint.tokenizer
     placed = [(name, example) for name, part in corpora.items() for example in part]
     prompts = {place: example.input_ids for place, (_, example) in enumerate(placed)}
     fast = bot.prepared(min(len(placed), bot.packing.batch_size or len(placed)))
     replies = answer(fast, prompts, key=key, on_progress=lambda count: told("replies", count))
 
-    def text(ids: Sequence[int]) -> str:
-        return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=True).strip()
-
+    text = bot.checkpoint.decode
     return tuple(
         Answer(name, text(example.input_ids), replies[place].text, text(example.labels), replies[place].tokens)
         for place, (name, example) in enumerate(placed)

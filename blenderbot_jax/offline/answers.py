@@ -147,10 +147,9 @@ def _answer(
     bot: Chatbot, prompt: EncodedConversation, tokens: np.ndarray, lengths: np.ndarray, scores: np.ndarray
 ) -> dict[str, Any]:
     """The fields that the R replies to a row add to it."""
-    decode = bot.checkpoint.tokenizer.decode
     found = [
         {
-            "text": decode(ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=True).strip(),
+            "text": bot.checkpoint.decode(ids[:length]),
             "score": float(f"{score:.{_DIGITS}g}"),
         }
         for ids, length, score in zip(tokens, lengths, scores, strict=True)
