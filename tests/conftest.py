@@ -43,6 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # hundreds of small programs
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_end_with_their_file() -> Iterator[None]:
+    """Forget compiled programs: one has dozens of pieces of memory, and Linux lets a process have 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def optimised(pytestconfig: pytest.Config) -> Iterator[None]:
     """Programs compiled as users compile them."""
