@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -11,43 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from blenderbot_jax.dialogue import Conversation, EncodedConversation
+from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.generation import Draft, GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.many import Packing, generate_many
 from blenderbot_jax.generation.phrases import block_list
 from blenderbot_jax.preparation import prepare
+from blenderbot_jax.presentable import presentable
 from blenderbot_jax.pretrained import Checkpoint
+from blenderbot_jax.responses import Alternative, Prompt, Response, refused, responded
+from blenderbot_jax.safety import Filter, first_findings
 from blenderbot_jax.warm import warm_up
 
-_Prompt = tuple[Conversation, EncodedConversation]
+REFUSAL = "I would rather not talk about that. What else would you like to talk about?"
+"""What a guarded bot says to a line that is blocked, and where all of its replies are."""
 # Of inputs that are refused, as many are named.
 _NAMED = 5
-
-
-@dataclass(frozen=True)
-class Alternative:
-    """One of the replies a search found."""
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Response:
-    """A reply, and what led to it."""
-
-    text: str
-    """The best reply; empty if the model ended it at once."""
-    score: float
-    """Log-probability in nats, over generated tokens ** length_penalty under beams."""
-    conversation: Conversation
-    """The conversation with the reply as its last turn (without one, if the reply is empty)."""
-    dropped_turns: int
-    """Turns that did not fit and were not read, the oldest ones."""
-    dropped_tokens: int
-    """Tokens cut from the front of the newest turn, which alone was too long; 0 otherwise."""
-    alternatives: tuple[Alternative, ...]
-    """All `num_return_sequences` replies, best first, this one included."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +39,9 @@ class Chatbot:
         generation_config: how to decode.
         packing: how many inputs are put together, and what prompts are padded to.
         draft: a smaller model that drafts, for bots that search no beams; `with_draft` makes one of a checkpoint.
+        filters: what must pass before it is answered, or said; `guarded` adds them.
+        refusal: what is said to a line that is blocked, and where all replies are.
+        presents: whether replies get capitals and spaces as people write them; the 90M model has none of its own.
 
     Example:
         >>> bot = Chatbot.from_pretrained("demo")
@@ -73,6 +54,9 @@ class Chatbot:
     generation_config: GenerationConfig
     packing: Packing = field(default_factory=Packing)
     draft: Draft | None = None
+    filters: tuple[Filter, ...] = ()
+    refusal: str = REFUSAL
+    presents: bool = False
 
     @classmethod
     def from_pretrained(
@@ -122,6 +106,35 @@ class Chatbot:
         read = partial(self.checkpoint.tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
         barred = self.generation_config.bad_words_ids or ()
         return self.configured(bad_words_ids=(*barred, *block_list(phrases, read)))
+
+    def guarded(self, *filters: Filter, refusal: str | None = None) -> Self:
+        """The same bot with filters on both sides, behind those that it has.
+
+        A line of the user that is blocked is answered by `refusal` and forgotten; a reply that is blocked gives way to
+        the next-best one that passes. `Response.blocked` says what was held back, and why.
+
+        Args:
+            filters: such as `PhraseFilter`, `SafetyClassifier`, or any function like them; asked in their order.
+            refusal: what is said to a line that is blocked, and where all replies are; as before if None.
+
+        Example:
+            >>> from blenderbot_jax import PhraseFilter
+            >>> bot = Chatbot.from_pretrained("demo").guarded(PhraseFilter(["rock band"]), refusal="Let us not.")
+            >>> response = bot.respond(Conversation().add("user", "Do you like rock bands?"))
+            >>> response.text, response.blocked[0].finding.reason
+            ('Let us not.', "holds the phrase 'rock band'")
+        """
+        changed = {} if refusal is None else {"refusal": refusal}
+        return replace(self, filters=(*self.filters, *filters), **changed)
+
+    def presentable(self) -> Self:
+        """The same bot, which writes capitals and spaces as people do; a conversation keeps its words so too.
+
+        Example:
+            >>> Chatbot.from_pretrained("demo").presentable().presents
+            True
+        """
+        return replace(self, presents=True)
 
     def with_draft(self, checkpoint: Checkpoint, tokens: int = Draft.tokens) -> Self:
         """The same bot, for which a smaller model drafts: it says the same, maybe sooner.
@@ -244,11 +257,11 @@ class Chatbot:
             on_refused(place, error)
         packing = self.packing if batch_size is None else replace(self.packing, batch_size=batch_size)
         responses: list[Response | None] = [None] * len(inputs)
-        for places, found in self._decode(prompts, key, packing):
-            for place, alternatives in zip(places, found, strict=True):
-                responses[place] = _response(*prompts[place], alternatives)
+        for found in self.answers(prompts, key=key, packing=packing):
+            for place, response in found.items():
+                responses[place] = response
             if on_progress:
-                on_progress(len(places))
+                on_progress(len(found))
         return responses
 
     def respond(self, conversation: Conversation, *, key: jax.Array | None = None) -> Response:
@@ -258,34 +271,79 @@ class Chatbot:
             conversation: what was said so far; it is not changed.
             key: a `jax.random.key`, needed if the bot samples.
         """
-        encoded = self.checkpoint.encode(conversation)
-        [(_, [found])] = self._decode({0: (conversation, encoded)}, key, self.packing)
-        return _response(conversation, encoded, found)
+        prompt = Prompt(conversation, self.checkpoint.encode(conversation))
+        [found] = self.answers({0: prompt}, key=key)
+        return found[0]
 
-    def _read(self, inputs: Sequence[str | Conversation]) -> tuple[dict[int, _Prompt], dict[int, Exception]]:
+    def answers(
+        self, prompts: Mapping[int, Prompt], *, key: jax.Array | None = None, packing: Packing | None = None
+    ) -> Iterator[dict[int, Response]]:
+        """Answer prompts by their places, batch by batch as they come; what all ways to answer many are made of.
+
+        Args:
+            prompts: by place, which tells the stream of `key` that each draws from.
+            key: a `jax.random.key`, needed if the bot samples.
+            packing: how they are put together; the bot's own if None.
+
+        Yields:
+            The responses of a batch, by place. Lines of users that filters block come first.
+
+        Raises:
+            ValueError: a prompt that cannot be answered, a key too many or too few; before anything is decoded.
+        """
+        lines = {place: prompt.conversation.turns[-1] for place, prompt in prompts.items()} if self.filters else {}
+        lines = {place: line for place, line in lines.items() if line.speaker == "user"}
+        findings = first_findings(self.filters, [line.text for line in lines.values()])
+        blocked = {place: finding for place, finding in zip(lines, findings, strict=True) if finding is not None}
+        if blocked:
+            yield {place: refused(prompts[place], finding, self.refusal) for place, finding in blocked.items()}
+        left = {place: prompt for place, prompt in prompts.items() if place not in blocked}
+        if not left:
+            return
+        for places, found in self._decode(left, key, packing or self.packing):
+            yield self._responses({place: prompts[place] for place in places}, found)
+
+    def _responses(
+        self, prompts: Mapping[int, Prompt], found: Sequence[tuple[Alternative, ...]]
+    ) -> dict[int, Response]:
+        """What filters leave of a batch."""
+        findings = iter(first_findings(self.filters, [one.text for row in found for one in row]))
+        limit = self.generation_config.num_return_sequences or 1
+        return {
+            place: responded(prompts[place], row, [next(findings) for _ in row], limit, self.refusal)
+            for place, row in zip(prompts, found, strict=True)
+        }
+
+    def _read(self, inputs: Sequence[str | Conversation]) -> tuple[dict[int, Prompt], dict[int, Exception]]:
         """What each input is as ids, and why some cannot be; both by place."""
-        prompts: dict[int, _Prompt] = {}
-        refused: dict[int, Exception] = {}
+        prompts: dict[int, Prompt] = {}
+        refusals: dict[int, Exception] = {}
         for place, given in enumerate(inputs):
             try:
                 chat = given if isinstance(given, Conversation) else Conversation().add("user", given)
-                prompts[place] = chat, self.checkpoint.encode(chat)
+                prompts[place] = Prompt(chat, self.checkpoint.encode(chat))
             except (TypeError, ValueError) as error:
-                refused[place] = error
-        return prompts, refused
+                refusals[place] = error
+        return prompts, refusals
 
     def _decode(
-        self, prompts: dict[int, _Prompt], key: jax.Array | None, packing: Packing
+        self, prompts: Mapping[int, Prompt], key: jax.Array | None, packing: Packing
     ) -> Iterator[tuple[tuple[int, ...], list[tuple[Alternative, ...]]]]:
         """Batch by batch: places, and for each all replies, best first."""
-        checkpoint, config = self.checkpoint, self.generation_config
-        ids = {place: encoded.input_ids for place, (_, encoded) in prompts.items()}
+        checkpoint, config = self.checkpoint, self._searching()
+        ids = {place: prompt.encoded.input_ids for place, prompt in prompts.items()}
         options: dict[str, Any] = {"config": config, "key": key, "packing": packing, "draft": self.draft}
         if isinstance(config, ParlaiConfig) and config.block_full_context:
-            options["contexts"] = {place: self._all_that_was_said(chat) for place, (chat, _) in prompts.items()}
+            options["contexts"] = {place: self._all_that_was_said(one.conversation) for place, one in prompts.items()}
         for places, replies in generate_many(checkpoint.model, checkpoint.params, ids, **options):
             rows = zip(replies.tokens, replies.lengths, replies.scores, strict=True)
             yield places, [self._alternatives(*row) for row in rows]
+
+    def _searching(self) -> GenerationConfig:
+        """How to decode: under filters all beams are replies, so that there is a next-best one."""
+        config = self.generation_config
+        most = max(config.num_beams or 1, config.num_return_sequences or 1)
+        return config.replace(num_return_sequences=most) if self.filters else config
 
     def _all_that_was_said(self, chat: Conversation) -> tuple[int, ...]:
         """A conversation's ids, those the model has no room for included."""
@@ -293,22 +351,14 @@ class Chatbot:
 
     def _alternatives(self, tokens: np.ndarray, lengths: np.ndarray, scores: np.ndarray) -> tuple[Alternative, ...]:
         """The R replies to a prompt."""
-        return tuple(
-            Alternative(self.checkpoint.decode(row[:length]), float(score))
-            for row, length, score in zip(tokens, lengths, scores, strict=True)
-        )
+        texts = (self._written(row[:length]) for row, length in zip(tokens, lengths, strict=True))
+        return tuple(Alternative(text, float(score)) for text, score in zip(texts, scores, strict=True))
 
-
-def _response(chat: Conversation, encoded: EncodedConversation, found: tuple[Alternative, ...]) -> Response:
-    best = found[0]
-    return Response(
-        text=best.text,
-        score=best.score,
-        conversation=chat.add("bot", best.text) if best.text else chat,
-        dropped_turns=encoded.dropped_turns,
-        dropped_tokens=encoded.dropped_tokens,
-        alternatives=found,
-    )
+    def _written(self, ids: np.ndarray) -> str:
+        if not self.presents:
+            return self.checkpoint.decode(ids)
+        # With its spaces, which tell a quotation mark from an apostrophe.
+        return presentable(self.checkpoint.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _refusal(refused: dict[int, Exception], count: int) -> str:

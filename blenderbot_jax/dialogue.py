@@ -1,10 +1,12 @@
 """Conversations: turns and persona to the ids the models were trained on, within their limit of tokens.
 
 The published format, taken from ParlAI (`parlai/core/torch_agent.py`, and the `delimiter` in the models' options):
-every turn is tokenised on its own with a leading space, turns are joined by two spaces (ids [228, 228] in the published
-vocabulary), `</s>` stands at the end, and what is too long loses its oldest part. Persona lines, `your persona: ...`,
-form a block of their own in front, one line each. The 90M model joins everything by `__newln__`, the id of a newline,
-and has nothing at the end; its tokenizer should be of mode `parlai`, which reads newlines inside a text as that id too.
+every turn is tokenised on its own with a leading space, turns are joined by the tokenizer's `delimiter`, which is
+tokenised likewise, `</s>` stands at the end, and what is too long loses its oldest part. The delimiter is two spaces
+(ids [228, 228] in the published vocabulary), a newline ([228, 206]) for the 9.4B model. Persona lines,
+`your persona: ...`, form a block of their own in front, one line each. The 90M model joins everything by `__newln__`,
+the id of a newline, and has nothing at the end; its tokenizer should be of mode `parlai`, which reads newlines inside a
+text as that id too.
 """
 
 import dataclasses
@@ -14,10 +16,11 @@ from typing import Literal, Protocol, Self
 
 Speaker = Literal["user", "bot"]
 PERSONA_PREFIX = "your persona: "
+_DELIMITER = "  "
 
 
 class DialogueTokenizer(Protocol):
-    """What a conversation needs of a tokenizer."""
+    """What a conversation needs of a tokenizer; one that also has a `delimiter`, a str, says by it what joins turns."""
 
     @property
     def eos_token_id(self) -> int | None:
@@ -66,6 +69,10 @@ class EncodedConversation:
     """Turns left out whole, the oldest ones."""
     dropped_tokens: int
     """Tokens cut from the front of the newest turn, which alone was too long; 0 otherwise."""
+    pinned_tokens: int = 0
+    """Of the ids, those of the persona in front, with the separator behind it."""
+    max_tokens: int = 0
+    """The most ids there could be."""
 
 
 @dataclass(frozen=True)
@@ -128,10 +135,7 @@ class Conversation:
         """
         if not self.turns:
             raise ValueError("the conversation has no turns yet: add one with conversation.add('user', text)")
-        limit = tokenizer.model_max_length if max_tokens is None else max_tokens
-        if limit is None:
-            raise ValueError("the tokenizer names no model_max_length: pass max_tokens (128, or 512 for the 90M model)")
-        layout = DialogueLayout.of(tokenizer)
+        limit, layout = token_limit(tokenizer, max_tokens), DialogueLayout.of(tokenizer)
         persona = [layout.read(tokenizer, persona_block(self.persona))] if self.persona else []
         return layout.fit(persona, [layout.read(tokenizer, turn.text) for turn in self.turns], limit)
 
@@ -145,14 +149,16 @@ class DialogueLayout:
 
     @classmethod
     def of(cls, tokenizer: DialogueTokenizer) -> "DialogueLayout":
-        """The layout a tokenizer's model was trained with, told by its vocabulary."""
+        """The layout a tokenizer's model was trained with, told by its vocabulary and its `delimiter`."""
         newline = tokenizer.get_vocab().get("__newln__")
         if newline is not None:
             return cls((newline,), ())
-        spaces = tokenizer.encode("  ", add_special_tokens=False, split_special_tokens=True)
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no eos_token, which ends every input of a Blenderbot model")
-        return cls(tuple(spaces), (tokenizer.eos_token_id,))
+        # A protocol has no optional members, and a tokenizer of the published models needs to say nothing.
+        delimiter = getattr(tokenizer, "delimiter", _DELIMITER)
+        separator = tokenizer.encode(delimiter, add_special_tokens=False, split_special_tokens=True)
+        return cls(tuple(separator), (tokenizer.eos_token_id,))
 
     def read(self, tokenizer: DialogueTokenizer, text: str) -> list[int]:
         """One turn's ids, without separator or end."""
@@ -185,12 +191,25 @@ class DialogueLayout:
             if len(newest) > room or len(longer) > room:
                 break
             body, kept = longer, kept + 1
-        return EncodedConversation((*front, *body, *self.end), len(turns) - kept, max(len(newest) - room, 0))
+        ids, dropped_tokens = (*front, *body, *self.end), max(len(newest) - room, 0)
+        return EncodedConversation(ids, len(turns) - kept, dropped_tokens, len(front), max_tokens)
 
 
 def persona_block(lines: Sequence[str]) -> str:
     """The text that pins a persona: one `your persona: ...` line each."""
     return "\n".join(line if line.startswith(PERSONA_PREFIX) else PERSONA_PREFIX + line for line in lines)
+
+
+def token_limit(tokenizer: DialogueTokenizer, max_tokens: int | None = None) -> int:
+    """The most ids of a conversation: `max_tokens`, or else what the tokenizer says.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    limit = tokenizer.model_max_length if max_tokens is None else max_tokens
+    if limit is None:
+        raise ValueError("the tokenizer names no model_max_length: pass max_tokens (128, or 512 for the 90M model)")
+    return limit
 
 
 def _clean(what: str, text: str) -> str:

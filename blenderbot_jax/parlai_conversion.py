@@ -128,13 +128,14 @@ def _files(folder: Path, config: BlenderbotConfig, leaves: Mapping[str, Leaf]) -
             "the dictionary alone says how many there are"
         )
     vocab, generation = tokenizer.get_vocab(), GenerationConfig.from_pretrained(folder).to_dict()
-    kept = _kept(folder, config, generation, vocab, merges)
+    delimiter = getattr(tokenizer, "delimiter", None)
+    kept = _kept(folder, config, generation, vocab, merges, delimiter)
     if kept is not None:
         return kept
     kind = parlai.SUBWORDS if isinstance(tokenizer, BlenderbotSmallTokenizer) else parlai.BYTE_LEVEL
     tables = [leaves[path].read() for path in _POSITIONS]
     computed = [np.array_equal(table, sinusoids(*table.shape).astype(table.dtype)) for table in tables]
-    options = parlai.options_of(config.to_dict(), generation, kind, sinusoidal=all(computed))
+    options = parlai.options_of(config.to_dict(), generation, kind, sinusoidal=all(computed), delimiter=delimiter)
     return {".opt": json.dumps(options, indent=4) + "\n", **parlai.dictionary_files(vocab, merges, kind)}
 
 
@@ -144,6 +145,7 @@ def _kept(
     generation: Mapping[str, Any],
     vocab: Mapping[str, int],
     merges: tuple[str, ...],
+    delimiter: str | None,
 ) -> dict[str, str] | None:
     """The folder's own files of ParlAI's form, if it has them and they say what its other files say."""
     model = folder / parlai.MODEL
@@ -155,6 +157,7 @@ def _kept(
     vocabulary = parlai.read_vocabulary(model, options)
     same = all(found[name] == value for name, value in said.items() if name != "architectures")
     tokens = tuple(sorted(vocab, key=vocab.__getitem__))
-    if not same or parlai.decoding(options) != generation or (vocabulary.tokens, vocabulary.merges) != (tokens, merges):
+    told = (vocabulary.tokens, vocabulary.merges, dict(vocabulary.settings).get("delimiter"))
+    if not same or parlai.decoding(options) != generation or told != (tokens, merges, delimiter):
         return None
     return {suffix: path.read_bytes().decode() for suffix, path in paths.items() if path.is_file()}

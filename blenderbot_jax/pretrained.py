@@ -71,7 +71,7 @@ class Checkpoint:
         check_quantization(quantize)
         folder = fetch(name_or_folder, **hub_options)
         model, params = _model(folder, dtype, mesh, int8=quantize is not None)
-        tokenizer = _tokenizer(folder, model.config.max_position_embeddings)
+        tokenizer = tokenizer_of(folder, model.config.max_position_embeddings)
         if tokenizer.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size} rows; "
@@ -108,8 +108,13 @@ def _model(
     return model, load_params(folder, model.config, expected, dtype, int8=True, place=placing(mesh, expected))
 
 
-def _tokenizer(folder: Path, positions: int) -> BlenderbotTokenizer | BlenderbotSmallTokenizer:
-    """The folder's tokenizer; where its files are silent, with the model's limit and the mode of its training."""
+def tokenizer_of(folder: Path, positions: int) -> BlenderbotTokenizer | BlenderbotSmallTokenizer:
+    """The folder's tokenizer; where its files are silent, with the model's limit and the mode of its training.
+
+    Args:
+        folder: of a checkpoint.
+        positions: P, of its model.
+    """
     said, missing = read_settings(folder, ("mode", "model_max_length")), {}
     # transformers writes "no limit" where it knows none.
     if length_limit(said.get("model_max_length")) is None:

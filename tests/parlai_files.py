@@ -48,6 +48,7 @@ OPTIONS_3B = {
 }  # fmt: skip
 OPTIONS_9B = {
     **OPTIONS_3B, "embedding_size": 4096, "ffn_size": 16384, "n_encoder_layers": 4, "n_decoder_layers": 32,
+    "delimiter": "\n",
 }  # fmt: skip
 OPTIONS_90M = {
     "model": "transformer/generator", "variant": "xlm", "activation": "gelu", "embedding_size": 512, "ffn_size": 2048,

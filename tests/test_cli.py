@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner
 
 import blenderbot_jax
-from blenderbot_jax.chatbot import Alternative, Chatbot, Response
+from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli import main
 from blenderbot_jax.dialogue import Conversation, Turn
+from blenderbot_jax.responses import Alternative, Response
 
 FAST = ("--beams", "1", "--max-length", "12")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blenderbot_jax import dialogue
-from blenderbot_jax.dialogue import Conversation, Turn
+from blenderbot_jax.dialogue import Conversation, DialogueLayout, Turn
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
 
 SPACES, NEWLINE, END = 228, 206, 2
@@ -67,6 +67,33 @@ def published_small(data_folder):
 )
 def test_ids_are_those_transformers_documents(published, turns, expected):
     assert said(*turns).encode(published, 128).input_ids == tuple(expected)
+
+
+@pytest.mark.parametrize(
+    ("delimiter", "separator"),
+    [("  ", (SPACES, SPACES)), ("\n", (SPACES, NEWLINE)), (" ", (SPACES,)), ("</s>", (4440, 22, 90, 37)), ("…", None)],
+)
+def test_turns_are_joined_by_the_ids_of_the_tokenizers_delimiter(data_folder, delimiter, separator):
+    folder = data_folder / "tokenizers" / "blenderbot-400M-distill"
+    tokenizer = BlenderbotTokenizer.from_pretrained(folder, delimiter=delimiter)
+    expected = separator or tuple(tokenizer.encode(delimiter, add_special_tokens=False))
+    assert DialogueLayout.of(tokenizer) == DialogueLayout(expected, (END,))
+    chat = said("Hello!", "Hello!", persona=("i ski.",))
+    block = tokenizer.encode("your persona: i ski.", add_special_tokens=False)
+    assert chat.encode(tokenizer, 128).input_ids == (*block, *expected, 6950, 8, *expected, 6950, 8, END)
+    # A delimiter that is cut with the turn it stands behind leaves nothing of itself.
+    assert chat.encode(tokenizer, len(block) + len(expected) + 3).input_ids == (*block, *expected, 6950, 8, END)
+
+
+def test_a_tokenizer_that_names_no_delimiter_has_two_spaces():
+    assert not hasattr(Bytes(), "delimiter")
+    assert DialogueLayout.of(Bytes()).separator == ids("  ")
+
+    @dataclass(frozen=True)
+    class Delimited(Bytes):
+        delimiter: str = "\n"
+
+    assert DialogueLayout.of(Delimited()).separator == ids("\n")
 
 
 def test_joined_turns_equal_the_text_joined_by_three_spaces(published):
@@ -228,6 +255,7 @@ def test_any_conversation_keeps_its_persona_its_end_and_as_many_of_the_newest_tu
     front = len(whole.input_ids) - len(said(*turns).encode(tokenizer, 10_000).input_ids)
     limit = front + spare
     encoded = chat.encode(tokenizer, limit)
+    assert (encoded.pinned_tokens, encoded.max_tokens) == (front, limit)
     body = encoded.input_ids[front:]
     assert len(encoded.input_ids) <= limit
     assert encoded.input_ids[:front] == whole.input_ids[:front]

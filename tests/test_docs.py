@@ -50,6 +50,16 @@ def test_the_readme_examples_run(capsys):
     assert names["loss"](names["params"]) < names["value"]
 
 
+def test_the_blocks_of_the_guide_to_safety_run_in_order(capsys):
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/safety.md").read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(block, "safety.md", "exec"), names)
+    refusal, blocked, shouted = capsys.readouterr().out.splitlines()
+    assert refusal == blenderbot_jax.chatbot.REFUSAL
+    assert blocked == "user Do you go to casinos? holds the phrase 'casino'"
+    assert shouted == "No need to shout."
+
+
 @pytest.mark.slow
 def test_the_blocks_of_the_research_guide_run_in_order(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/research.md").read_text(encoding="utf-8"), re.DOTALL)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from blenderbot_jax import Chatbot, Checkpoint, Conversation, Packing
-from blenderbot_jax.chatbot import Alternative, Response
 from blenderbot_jax.evaluation.pairs import reply_log_probs
 from blenderbot_jax.evaluation.rerank import rerank as rerank_in_batches
+from blenderbot_jax.responses import Alternative, Response
 from blenderbot_jax.scoring import token_log_probs
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer
 from tests.test_chatbot import small_bot

@@ -1,6 +1,5 @@
 """Self-chat: many dialogues at once are those held one by one; files, keys, ends and refusals."""
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,11 +8,11 @@ import pytest
 
 from blenderbot_jax import Chatbot, Conversation, Packing
 from blenderbot_jax.data import Dialogue, read_dialogues
-from blenderbot_jax.evaluation.replies import Reply, answer
+from blenderbot_jax.evaluation.replies import answer
 from blenderbot_jax.evaluation.self_chat import OPENINGS, dialogue_lines, self_chat, write_dialogues
-from blenderbot_jax.generation import ParlaiConfig
+from blenderbot_jax.generation import ParlaiConfig, generate_many
+from blenderbot_jax.responses import Response
 
-MODULE = importlib.import_module("blenderbot_jax.evaluation.self_chat")  # the package has a function of this name
 TEXTS = ["Hi!", "Do you like music?", "I have two dogs and a cat."]
 
 
@@ -27,6 +26,11 @@ def bot():
 @pytest.fixture(scope="module")
 def sampling_bot(bot):
     return bot.configured(do_sample=True)
+
+
+def saying(text, prompt):
+    """A response of this text."""
+    return Response(text, 0.0, prompt.conversation, 0, 0, ())
 
 
 def one_by_one(bots, opening, turns, personas):
@@ -69,11 +73,11 @@ def test_a_dialogue_draws_the_same_whatever_others_are_held_beside_it(sampling_b
 def test_rounds_draw_from_streams_of_their_own(sampling_bot, monkeypatch):
     keys = []
 
-    def recorded(bot, prompts, *, key, **options):
+    def recorded(bot, prompts, *, key):
         keys.append(key)
-        return {place: Reply("hello", 2) for place in prompts}
+        yield {place: saying("hello", prompt) for place, prompt in prompts.items()}
 
-    monkeypatch.setattr(MODULE, "answer", recorded)
+    monkeypatch.setattr(Chatbot, "answers", recorded)
     self_chat(sampling_bot, openings=TEXTS, turns=4, key=jax.random.key(0))
     wanted = [jax.random.fold_in(jax.random.key(0), number) for number in (1, 2, 3)]
     assert [jax.random.key_data(key).tolist() for key in keys] == [jax.random.key_data(key).tolist() for key in wanted]
@@ -84,9 +88,10 @@ def test_every_round_is_one_list_of_all_dialogues_that_go_on(bot, monkeypatch):
 
     def script(bot, prompts, **options):
         rounds.append(sorted(prompts))
-        return {place: Reply("" if place == 1 and len(rounds) == 2 else f"so {place}", 3) for place in prompts}
+        for place, prompt in prompts.items():
+            yield {place: saying("" if place == 1 and len(rounds) == 2 else f"so {place}", prompt)}
 
-    monkeypatch.setattr(MODULE, "answer", script)
+    monkeypatch.setattr(Chatbot, "answers", script)
     found = self_chat(bot, openings=TEXTS, turns=5)
     # The second says nothing in the second round, which is its end.
     assert rounds == [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2]]
@@ -97,11 +102,11 @@ def test_every_round_is_one_list_of_all_dialogues_that_go_on(bot, monkeypatch):
 def test_rules_look_at_turns_no_longer_read_where_the_bot_is_told_so(bot, monkeypatch):
     looked_at = []
 
-    def recorded(bot, prompts, *, contexts, **options):
+    def recorded(model, params, prompts, *, contexts=None, **options):
         looked_at.append((prompts, contexts))
-        return {place: Reply("hello", 2) for place in prompts}
+        return generate_many(model, params, prompts, contexts=contexts, **options)
 
-    monkeypatch.setattr(MODULE, "answer", recorded)
+    monkeypatch.setattr("blenderbot_jax.chatbot.generate_many", recorded)
     opening = ["I have a dog.", "so it goes on and on " * 30]
     self_chat(bot, openings=[opening], turns=3)
     told = replace(bot, generation_config=ParlaiConfig(num_beams=2, max_length=10, block_full_context=True))
@@ -157,7 +162,7 @@ def test_our_own_openings_differ():
     ],
 )
 def test_what_cannot_be_held_is_refused_before_anything_is_said(bot, monkeypatch, changes, says):
-    monkeypatch.setattr(MODULE, "answer", lambda *_, **__: pytest.fail("something was said"))
+    monkeypatch.setattr(Chatbot, "answers", lambda *_, **__: pytest.fail("something was said"))
     with pytest.raises(ValueError, match=says):
         self_chat(bot, **{"openings": ["Hi!"], "turns": 3, **changes})
 

@@ -9,7 +9,8 @@ ORDER = [
     "files", "parlai", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "attention",
     "layers", "transformer", "outputs", "checkpoint", "lora", "quantize", "memory", "processes", "parallel",
     "model", "planning", "preparation", "ensemble", "generation", "warm", "scoring", "attribution", "tokenizer",
-    "dialogue", "pretrained", "conversion", "parlai_conversion", "verification", "chatbot", "data", "evaluation",
+    "dialogue", "long_conversations", "presentable", "pretrained", "conversion", "parlai_conversion", "verification",
+    "safety", "responses", "chatbot", "data", "evaluation",
     "training", "offline", "run_exported", "export", "plotting", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent

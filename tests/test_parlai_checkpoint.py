@@ -137,19 +137,29 @@ def test_int8_is_made_of_it_as_of_any_other(tmp_path):
     assert params["model"]["encoder"]["layers"]["0"]["fc1"]["kernel"].values.dtype == jnp.int8
 
 
-@pytest.mark.parametrize(
-    ("variant", "delimiter", "usual"),
-    [("prelayernorm", None, "'  '"), ("prelayernorm", "\n", "'  '"), ("xlm", "  ", r"'\\n'")],
-)
-def test_another_delimiter_than_conversations_is_told(tmp_path, variant, delimiter, usual):
-    write_small_files(tmp_path, variant, TINY[variant] | {"delimiter": delimiter})
-    with pytest.warns(UserWarning, match=f"in training; Conversation joins them by {usual}"):
+@pytest.mark.parametrize("delimiter", [None, "\n", "  ", " EOU "])
+def test_turns_are_joined_as_in_training(tmp_path, delimiter):
+    options = TINY["prelayernorm"] | {"delimiter": delimiter}
+    write_checkpoint(tmp_path, "prelayernorm")
+    write_small_files(tmp_path, "prelayernorm", options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint = Checkpoint.from_pretrained(tmp_path)
+    # What a 9.4B model's options leave out is a newline.
+    joint = checkpoint.tokenizer.encode(delimiter or "\n", add_special_tokens=False)
+    hello = checkpoint.tokenizer.convert_tokens_to_ids("Ġhello")
+    talk = Conversation().add("user", "hello").add("bot", "hello")
+    assert checkpoint.encode(talk).input_ids == (hello, *joint, hello, 2)
+
+
+def test_another_delimiter_than_a_newline_is_told_of_the_90m_model(tmp_path):
+    write_small_files(tmp_path, "xlm", TINY["xlm"] | {"delimiter": "  "})
+    with pytest.warns(UserWarning, match=r"by '  ' in training; Conversation joins them by '\\n'"):
         BlenderbotConfig.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_usual_delimiter_is_no_matter(tmp_path, variant):
-    write_checkpoint(tmp_path, variant)
+def test_the_usual_delimiter_of_the_90m_model_is_no_matter(tmp_path):
+    write_checkpoint(tmp_path, "xlm")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         BlenderbotConfig.from_pretrained(tmp_path)

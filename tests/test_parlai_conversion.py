@@ -25,9 +25,11 @@ from blenderbot_jax.cli.main import main
 from blenderbot_jax.conversion import convert_checkpoint
 from blenderbot_jax.parlai import SUFFIXES
 from blenderbot_jax.parlai_conversion import convert_to_parlai
+from blenderbot_jax.tokenizer import load_tokenizer
 from tests.checkpoint_files import assert_same, content, load, random_params
 from tests.parlai_files import (
     SUBWORD_MERGES,
+    TINY,
     dictionary,
     published_tensors,
     state_of,
@@ -141,6 +143,21 @@ def test_the_way_back_ends_where_it_began(trained, tmp_path):
     assert_same(load(tmp_path / "back"), {path: np.asarray(leaf) for path, leaf in load(folder).items()})
 
 
+def test_the_delimiter_stays_on_every_way(tmp_path):
+    write_checkpoint(tmp_path / "blender", "prelayernorm")
+    write_small_files(tmp_path / "blender", "prelayernorm", TINY["prelayernorm"] | {"delimiter": "\n"})
+    convert_checkpoint(tmp_path / "blender", tmp_path / "published")
+    assert load_tokenizer(tmp_path / "published").delimiter == "\n"
+    convert_to_parlai(tmp_path / "published", tmp_path / "kept")
+    assert content(tmp_path / "kept").keys() == content(tmp_path / "blender").keys()
+    for name in ("model.opt", "model.dict"):
+        (tmp_path / "published" / name).unlink()
+    convert_to_parlai(tmp_path / "published", tmp_path / "anew")
+    for folder in ("kept", "anew"):
+        assert json.loads((tmp_path / folder / "model.opt").read_text())["delimiter"] == "\n"
+        assert load_tokenizer(tmp_path / folder).delimiter == "\n"
+
+
 def test_the_weights_are_written_the_same_every_time(trained, tmp_path):
     folder, _ = trained
     convert_to_parlai(folder, tmp_path / "one")
@@ -151,7 +168,7 @@ def test_the_weights_are_written_the_same_every_time(trained, tmp_path):
     assert content(tmp_path / "three") == content(tmp_path / "one")
 
 
-@pytest.mark.parametrize("change", ["config", "decoding", "opt alone", "tokenizer"])
+@pytest.mark.parametrize("change", ["config", "decoding", "opt alone", "tokenizer", "delimiter"])
 def test_parlais_own_files_are_written_anew_where_they_no_longer_say_the_same(trained, tmp_path, change):
     folder, variant = trained
     published, out = tmp_path / "published", tmp_path / "out"
@@ -163,6 +180,10 @@ def test_parlais_own_files_are_written_anew_where_they_no_longer_say_the_same(tr
         (published / "generation_config.json").write_text('{"num_beams": 3, "max_length": 20}')
     elif change == "opt alone":
         (published / "model.dict").unlink()
+    elif change == "delimiter":
+        if variant == "xlm":
+            pytest.skip("the tokenizer of the 90M model has none")
+        load_tokenizer(published, delimiter=" EOU ").save_pretrained(published)
     else:
         name = "vocab.json"
         text = (published / name).read_text(encoding="utf-8")

@@ -82,6 +82,12 @@ def test_a_space_before_the_first_word_is_put_unless_the_options_say_no(tmp_path
     assert (said[None]["add_prefix_space"], said[False]["add_prefix_space"]) == (True, False)
 
 
+@pytest.mark.parametrize(("said", "expected"), [("  ", "  "), ("\n", "\n"), (" EOU ", " EOU "), (None, "\n")])
+def test_the_delimiter_is_that_of_the_options_or_else_parlais_own(tmp_path, said, expected):
+    write_small_files(tmp_path, "prelayernorm")
+    assert dict(read(tmp_path, "prelayernorm", delimiter=said).settings)["delimiter"] == expected
+
+
 @pytest.mark.parametrize(
     ("variant", "suffix", "old", "new", "message"),
     [

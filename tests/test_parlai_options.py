@@ -2,17 +2,13 @@
 
 import json
 
-import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blenderbot_jax import parlai
-from blenderbot_jax.checkpoint.names import flatten, target_of
-from blenderbot_jax.checkpoint.parlai_file import tensor_names
 from blenderbot_jax.config import BlenderbotConfig, BlenderbotSmallConfig
 from blenderbot_jax.generation import GenerationConfig
-from blenderbot_jax.model import BlenderbotForConditionalGeneration
 from blenderbot_jax.parlai.options import longest_text, position_count
 from tests.parlai_files import OPTIONS_3B, OPTIONS_9B, OPTIONS_90M, TINY, tiny_config
 
@@ -36,23 +32,6 @@ def test_the_options_of_published_models_are_their_configurations(options, vocab
     found = config_of(options, vocab_size)
     assert found == expected
     assert type(found) is type(expected)
-
-
-def test_the_9b_model_has_the_tensors_that_its_options_say():
-    config = config_of(OPTIONS_9B)
-    tree = jax.eval_shape(BlenderbotForConditionalGeneration(config).init_params, jax.random.key(0))
-    shapes = {path: leaf.shape for path, leaf in flatten(tree).items() if path != "final_logits_bias"}
-    made, count = {}, 0
-    for key, named in tensor_names(config).items():
-        target = target_of(named.published, tied=False)
-        if not named.alias:
-            made[target.path] = named.shape[::-1] if target.transposed else named.shape
-            count += 1
-        else:
-            assert key in ("encoder.embeddings.weight", "decoder.embeddings.weight")
-    assert made == shapes
-    assert count == len(shapes) == 5 + 2 + 4 * 16 + 32 * 26
-    assert sum(leaf.size for path, leaf in flatten(tree).items() if path in shapes) == 9_431_810_048
 
 
 def test_what_a_file_lacks_has_the_default_of_the_command_line():
@@ -207,6 +186,15 @@ def test_decoding_comes_back(options):
     config = tiny_config("prelayernorm").replace(max_position_embeddings=128)
     made = parlai.options_of(config.to_dict(), parlai.decoding(options), "bytelevelbpe")
     assert parlai.decoding(made) == parlai.decoding(options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "delimiter", "expected"),
+    [("bytelevelbpe", None, "  "), ("bpe", None, "\n"), ("bytelevelbpe", "\n", "\n")],
+)
+def test_the_delimiter_is_the_usual_one_unless_told(kind, delimiter, expected):
+    config = tiny_config("prelayernorm").to_dict()
+    assert parlai.options_of(config, {}, kind, delimiter=delimiter)["delimiter"] == expected
 
 
 @pytest.mark.parametrize(

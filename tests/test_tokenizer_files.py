@@ -53,6 +53,9 @@ def test_every_way_of_naming_the_vocabulary_gives_the_same_tokenizer(tiny, tiny_
         ({"vocab": VOCAB, "merges": MERGES, "errors": "loud"}, ValueError, "errors must be one of"),
         ({"vocab": VOCAB, "merges": MERGES, "add_prefix_space": "yes"}, ValueError, "add_prefix_space must be"),
         ({"vocab": VOCAB, "merges": MERGES, "padding_side": "up"}, ValueError, "padding_side must be"),
+        ({"vocab": VOCAB, "merges": MERGES, "delimiter": ""}, ValueError, "delimiter must not be empty"),
+        ({"vocab": VOCAB, "merges": MERGES, "delimiter": 2}, TypeError, "delimiter must be a str; got int '2'"),
+        ({"vocab": VOCAB, "merges": MERGES, "delimiter": "\ud800"}, ValueError, "delimiter must be valid Unicode"),
         ({"vocab": VOCAB, "merges": MERGES, "model_max_length": 0}, ValueError, "model_max_length must be"),
         ({"vocab": VOCAB, "merges": MERGES, "eos_token": "[END]"}, ValueError, r"eos_token .*'\[END\]' is not in"),
         ({"vocab": VOCAB, "merges": MERGES, "pad_token": None}, ValueError, "pad_token must be a token"),
@@ -234,6 +237,20 @@ def test_transformers_reads_a_saved_folder_with_the_same_ids_and_eos(published, 
         assert other(text)["input_ids"] == published(text)["input_ids"]
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert auto("Hello world")["input_ids"] == [6950, 1085, 2]
+
+
+def test_a_folder_keeps_its_delimiter_and_transformers_does_not_mind(published, folder, tmp_path):
+    ours = BlenderbotTokenizer.from_pretrained(folder, delimiter="\n")
+    assert ours != published
+    assert repr(ours) == repr(published).replace(")", r", delimiter='\n')")
+    ours.save_pretrained(tmp_path)
+    assert BlenderbotTokenizer.from_pretrained(tmp_path) == ours
+    assert BlenderbotTokenizer.from_pretrained(tmp_path, delimiter="  ") == published
+    transformers = pytest.importorskip("transformers")
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert other("Hello world")["input_ids"] == [6950, 1085, 2]
+    other.save_pretrained(tmp_path / "theirs")
+    assert BlenderbotTokenizer.from_pretrained(tmp_path / "theirs").delimiter == "\n"
 
 
 def test_a_folder_saved_by_transformers_is_read(published, folder, tmp_path):

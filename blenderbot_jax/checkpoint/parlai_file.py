@@ -93,9 +93,7 @@ def read_parlai(path: str | os.PathLike[str]) -> dict[str, TensorEntry]:
     entries = {key: entry for key, entry in read_torch(own, STATE).items() if key != START}
     if not read_options(beside(path, ".opt")).get("learn_positional_embeddings"):
         entries = {**_computed(entries, names, own), **entries}
-    problems = [*_misfits(entries, names)]
-    if problems:
-        raise CheckpointError(f"{own} does not hold what {own.name}.opt says:\n  " + "\n  ".join(problems))
+    check_names(own, entries, names)
     return {names[key].published: entry for key, entry in entries.items()}
 
 
@@ -124,20 +122,34 @@ def sinusoids(positions: int, width: int) -> np.ndarray:
 
 
 def _rows(config: BlenderbotConfig) -> Iterator[tuple[str, Named]]:
-    sizes = {"D": config.d_model, "V": config.vocab_size, "P": config.max_position_embeddings}
-    yield "embeddings.weight", Named("model.shared.weight", (sizes["V"], sizes["D"]))
+    table = (config.vocab_size, config.d_model)
+    yield "embeddings.weight", Named("model.shared.weight", table)
     for side in ("encoder", "decoder"):
-        sizes["F"] = getattr(config, f"{side}_ffn_dim")
-        yield f"{side}.embeddings.weight", Named(f"model.{side}.embed_tokens.weight", (sizes["V"], sizes["D"]), True)
-        table = Named(f"model.{side}.embed_positions.weight", (sizes["P"], sizes["D"]))
-        yield f"{side}.position_embeddings.weight", table
-        modules = [("norm_embeddings", _OUTER_NORM[config.normalize_before], "D")]
-        for i in range(getattr(config, f"{side}_layers")):
-            modules += [(f"layers.{i}.{ours}", f"layers.{i}.{theirs}", shape) for ours, theirs, shape in _LAYERS[side]]
-        for ours, theirs, letters in modules:
-            shape = tuple(sizes[letter] for letter in letters)
-            yield f"{side}.{ours}.weight", Named(f"model.{side}.{theirs}.weight", shape)
-            yield f"{side}.{ours}.bias", Named(f"model.{side}.{theirs}.bias", shape[:1])
+        yield f"{side}.embeddings.weight", Named(f"model.{side}.embed_tokens.weight", table, True)
+        yield from side_names(config, side)
+
+
+def side_names(config: BlenderbotConfig, side: str) -> Iterator[tuple[str, Named]]:
+    """The tensors of one side, the table of tokens aside, in ParlAI's order.
+
+    Args:
+        config: the architecture.
+        side: "encoder" or "decoder".
+
+    Example:
+        >>> dict(side_names(BlenderbotConfig.blenderbot_9b(), "encoder"))["encoder.layers.3.ffn.lin2.weight"].shape
+        (4096, 16384)
+    """
+    sizes = {"D": config.d_model, "P": config.max_position_embeddings, "F": getattr(config, f"{side}_ffn_dim")}
+    table = Named(f"model.{side}.embed_positions.weight", (sizes["P"], sizes["D"]))
+    yield f"{side}.position_embeddings.weight", table
+    modules = [("norm_embeddings", _OUTER_NORM[config.normalize_before], "D")]
+    for i in range(getattr(config, f"{side}_layers")):
+        modules += [(f"layers.{i}.{ours}", f"layers.{i}.{theirs}", shape) for ours, theirs, shape in _LAYERS[side]]
+    for ours, theirs, letters in modules:
+        shape = tuple(sizes[letter] for letter in letters)
+        yield f"{side}.{ours}.weight", Named(f"model.{side}.{theirs}.weight", shape)
+        yield f"{side}.{ours}.bias", Named(f"model.{side}.{theirs}.bias", shape[:1])
 
 
 def _computed(entries: Mapping[str, TensorEntry], names: Mapping[str, Named], path: Path) -> dict[str, TensorEntry]:
@@ -145,6 +157,17 @@ def _computed(entries: Mapping[str, TensorEntry], names: Mapping[str, Named], pa
     dtype = entries["embeddings.weight"].dtype if "embeddings.weight" in entries else np.dtype(np.float32)
     keys = [f"{side}.position_embeddings.weight" for side in ("encoder", "decoder")]
     return {key: PositionTable(path, dtype, names[key].shape, 0) for key in keys}
+
+
+def check_names(path: Path, entries: Mapping[str, TensorEntry], names: Mapping[str, Named]) -> None:
+    """Refuse a state dict that is not what the options say.
+
+    Raises:
+        CheckpointError: naming every tensor that is missing, unexpected or misshapen.
+    """
+    problems = [*_misfits(entries, names)]
+    if problems:
+        raise CheckpointError(f"{path} does not hold what {path.name}.opt says:\n  " + "\n  ".join(problems))
 
 
 def _misfits(entries: Mapping[str, TensorEntry], names: Mapping[str, Named]) -> Iterator[str]:

@@ -15,15 +15,16 @@ from rich.console import Console
 from rich.text import Text
 
 from blenderbot_jax.chatbot import Chatbot
-from blenderbot_jax.cli.options import load_bot, model_and_decoding, standard_input
+from blenderbot_jax.cli.options import blocked_note, load_bot, model_and_decoding, speaking_options, standard_input
 from blenderbot_jax.cli.warming import Warming
 from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.files import write_text
+from blenderbot_jax.long_conversations import explain_cut, explain_persona, room_for_turns, summary
 
 _COMMANDS = """\
 /persona TEXT   give the bot a trait, such as: /persona i love hiking.
 /persona        show its traits (/persona clear takes them away)
-/history        show what was said
+/history        show what was said, and how much of it the model still reads
 /reset          begin anew with the same traits
 /save FILE      write the conversation as JSON
 /help           show this
@@ -32,6 +33,7 @@ _COMMANDS = """\
 
 @click.command(short_help="Talk with a model in the terminal.")
 @click.option("--persona", multiple=True, metavar="TEXT", help="A trait of the bot, in the first person; repeatable.")
+@speaking_options
 @model_and_decoding
 def chat(persona: tuple[str, ...], **options: Any) -> None:
     """Talk with a model; it remembers the conversation as far as its limit of tokens reaches.
@@ -50,6 +52,8 @@ def chat(persona: tuple[str, ...], **options: Any) -> None:
     _say(console, f"Loading {options['name']}.", "dim")
     bot, key = load_bot(**options)
     bot = bot.prepared()
+    _mind_persona(conversation, bot, console)
+    told: tuple[str, ...] = ()
     _say(console, "Say something, or /help. The first reply of each length may take longer: it compiles.", "dim")
     # Somebody who types leaves time to compile in; a pipe does not.
     with Warming(bot, conversation) if _types() else nullcontext():
@@ -57,23 +61,45 @@ def chat(persona: tuple[str, ...], **options: Any) -> None:
             if line in ("/quit", "/exit"):
                 return
             if line.startswith("/"):
-                conversation = _obey(line, conversation, console)
+                conversation = _obey(line, conversation, bot, console)
             elif line:
-                conversation = _attempt(bot, conversation, line, key, console)
+                asked = conversation.add("user", line)
+                answered = _attempt(bot, asked, key, console)
+                if answered is not None:
+                    told, conversation = _tell_cuts(asked, told, bot, console), answered
 
 
-def _attempt(
-    bot: Chatbot, conversation: Conversation, line: str, key: jax.Array | None, console: Console
-) -> Conversation:
-    """Answer a line; the conversation after it, or as it was if there is no answer."""
+def _attempt(bot: Chatbot, asked: Conversation, key: jax.Array | None, console: Console) -> Conversation | None:
+    """Answer the newest turn; the conversation after it, or None if there is no answer."""
     try:
-        return _answer(bot, conversation.add("user", line), key, console)
+        return _answer(bot, asked, key, console)
     except ValueError as error:
         # Such as a persona that leaves no room: what was said so far must not be lost over it.
         _say(console, str(error), "red")
     except KeyboardInterrupt:
         _say(console, "stopped; your turn is forgotten", "dim")
-    return conversation
+    return None
+
+
+def _tell_cuts(asked: Conversation, told: tuple[str, ...], bot: Chatbot, console: Console) -> tuple[str, ...]:
+    """Say what the model could not read of a conversation, unless it was told after the turn before."""
+    lines = explain_cut(asked, bot.checkpoint.tokenizer, _limit(bot))
+    for line in lines:
+        if line not in told:
+            _say(console, line, "yellow")
+    return lines
+
+
+def _mind_persona(conversation: Conversation, bot: Chatbot, console: Console) -> None:
+    """Say so where the persona leaves less than half of the tokens to what is said."""
+    tokenizer, limit = bot.checkpoint.tokenizer, _limit(bot)
+    if conversation.persona and 2 * room_for_turns(conversation, tokenizer, limit) < limit:
+        _say(console, explain_persona(conversation, tokenizer, limit), "yellow")
+
+
+def _limit(bot: Chatbot) -> int:
+    """The most tokens that the bot reads."""
+    return bot.checkpoint.encode(Conversation().add("user", "hi")).max_tokens
 
 
 def _say(console: Console, text: str, style: str = "") -> None:
@@ -126,10 +152,12 @@ def _answer(bot: Chatbot, conversation: Conversation, key: jax.Array | None, con
     console.print(
         Text.assemble(("bot: ", "bold cyan"), response.text or "(nothing)", (f" ({', '.join(notes)})", "dim"))
     )
+    for one in response.blocked:
+        _say(console, blocked_note(one), "yellow")
     return response.conversation
 
 
-def _obey(line: str, conversation: Conversation, console: Console) -> Conversation:
+def _obey(line: str, conversation: Conversation, bot: Chatbot, console: Console) -> Conversation:
     """Carry out a /command; the conversation after it."""
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -138,11 +166,10 @@ def _obey(line: str, conversation: Conversation, console: Console) -> Conversati
             traits = () if rest == "clear" else (*conversation.persona, rest)
             conversation = dataclasses.replace(conversation, persona=traits)
         _say(console, "\n".join(conversation.persona) or "no traits", "" if conversation.persona else "dim")
+        if rest:
+            _mind_persona(conversation, bot, console)
     elif command == "/history":
-        for turn in conversation.turns:
-            console.print(Text.assemble((f"{turn.speaker}: ", "bold"), turn.text))
-        if not conversation.turns:
-            _say(console, "nothing was said yet", "dim")
+        _show_history(conversation, bot, console)
     elif command == "/reset":
         conversation = conversation.without_turns()
         _say(console, "forgotten", "dim")
@@ -153,6 +180,25 @@ def _obey(line: str, conversation: Conversation, console: Console) -> Conversati
             _say(console, f"there is no {command}", "red")
         _say(console, _COMMANDS)
     return conversation
+
+
+def _show_history(conversation: Conversation, bot: Chatbot, console: Console) -> None:
+    """Print what was said; dimmed, what the model does not read of it any more."""
+    if not conversation.turns:
+        _say(console, "nothing was said yet", "dim")
+        return
+    dropped, cut = 0, 0
+    try:
+        encoded = bot.checkpoint.encode(conversation)
+        dropped, cut, said = encoded.dropped_turns, encoded.dropped_tokens, (summary(conversation, encoded), "dim")
+    except ValueError as error:  # such as traits that leave no room
+        said = (str(error), "red")
+    for number, turn in enumerate(conversation.turns, start=1):
+        unread = number <= dropped
+        note = f" (its first {cut} tokens are not read)" if cut and number == len(conversation.turns) else ""
+        parts = (f"{turn.speaker}: ", "bold"), turn.text, (" (no longer read)" if unread else note, "dim")
+        console.print(Text.assemble(*parts, style="dim" if unread else ""))
+    _say(console, *said)
 
 
 def _save(conversation: Conversation, name: str, console: Console) -> None:

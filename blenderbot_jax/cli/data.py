@@ -25,9 +25,8 @@ from blenderbot_jax.data import (
 )
 from blenderbot_jax.dialogue import DialogueLayout
 from blenderbot_jax.hub import SMALL_FILES, locate
-from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer, load_tokenizer, tokenizer_class
-from blenderbot_jax.tokenizer.arguments import length_limit
-from blenderbot_jax.tokenizer.vocabulary import read_settings
+from blenderbot_jax.pretrained import tokenizer_of
+from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer, BlenderbotTokenizer
 
 # Of lines and dialogues that cannot be used, as many are named.
 _NAMED = 5
@@ -129,12 +128,8 @@ def show(
 def _maker(folder: Path, max_source: int | None, max_target: int | None, speakers: tuple[str, ...] | None) -> _Maker:
     """A folder's tokenizer as its `Checkpoint` would have it, and as many tokens as its model reads and writes."""
     positions = read_config(folder).max_position_embeddings
-    said = read_settings(folder, ("mode", "model_max_length"))
-    # The 90M model was trained on text as ParlAI reads it.
-    small = tokenizer_class(folder) is BlenderbotSmallTokenizer and "mode" not in said
-    missing: dict[str, Any] = {"mode": "parlai"} if small else {}
-    tokenizer = load_tokenizer(folder, **missing)
-    usual = min(length_limit(said.get("model_max_length", positions)) or positions, positions)
+    tokenizer = tokenizer_of(folder, positions)
+    usual = min(tokenizer.model_max_length or positions, positions)
     limits = {
         "max_source": usual if max_source is None else max_source,
         "max_target": min(MAX_TARGET, positions) if max_target is None else max_target,

@@ -18,7 +18,7 @@ import click
 from rich.progress import MofNCompleteColumn, ProgressColumn, Task
 from rich.text import Text
 
-from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar
+from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar, speaking_options
 from blenderbot_jax.generation import Packing
 from blenderbot_jax.offline import Corpus, Report, fingerprint, generate_corpus, merge, prepared, survey
 from blenderbot_jax.offline.rows import FORMATS, PART_SIZE, Format
@@ -64,6 +64,7 @@ class _RateColumn(ProgressColumn):
 @click.option(
     "--merge", "joined", type=click.Path(dir_okay=False, path_type=Path), help="Join the parts of the folder INPUT."
 )
+@speaking_options
 @model_and_decoding
 def generate(
     inputs: tuple[str, ...],

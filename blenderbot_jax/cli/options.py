@@ -18,6 +18,8 @@ from blenderbot_jax.generation import Draft, GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.phrases import sentence_ends
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.quantize import QUANTIZATIONS
+from blenderbot_jax.responses import Blocked
+from blenderbot_jax.safety import PhraseFilter, SafetyClassifier
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Option name -> (field of GenerationConfig, type, help).
@@ -58,6 +60,7 @@ _DECODING: dict[str, tuple[str, Any, str]] = {
     ),
 }
 _RECIPES = {"published": GenerationConfig.recipe, "parlai": GenerationConfig.parlai}
+_SPEAKING = ("filter_phrases", "filter_model", "presentable")
 # What a recipe leaves to the checkpoint.
 _IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "beam_delay", "top_p_decay", "top_p_floor")
@@ -69,6 +72,26 @@ _LENGTHS = {"min_length": "min_new_tokens", "max_length": "max_new_tokens"}
 def model_and_decoding(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options to a command; it receives them as keywords and passes them to `load_bot`."""
     return model_options(draft_options(decoding_options(command)))
+
+
+def speaking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of what may be said, and how it is written: `filter_phrases`, `filter_model`, `presentable`."""
+    phrases = click.option(
+        "--filter-phrases",
+        type=click.Path(exists=True, dir_okay=False),
+        default=None,
+        help="File of phrases, one a line: what users say with one of them is refused, a reply with one is replaced.",
+    )
+    model = click.option(
+        "--filter-model",
+        type=click.Path(exists=True),
+        default=None,
+        help="ParlAI's transformer/classifier, a folder or .tgz, that filters both sides likewise.",
+    )
+    presentable = click.option(
+        "--presentable", is_flag=True, help="Write capitals and spaces as people do; the 90M model has none of its own."
+    )
+    return phrases(model(presentable(command)))
 
 
 def draft_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,7 +183,7 @@ def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
     seed = options.pop("seed")
     draft, draft_tokens = options.pop("draft", None), options.pop("draft_tokens", None)
     decoding = {field: options.pop(field) for field, _, _ in _DECODING.values()}
-    phrases = decoding.pop("block_list")
+    phrases, speaking = decoding.pop("block_list"), {name: options.pop(name, None) for name in _SPEAKING}
     if draft is None and draft_tokens is not None:
         raise click.UsageError("--draft-tokens has no effect without a --draft to make them")
     checkpoint = load_checkpoint(**options)
@@ -168,7 +191,7 @@ def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
     if isinstance(config, ParlaiConfig) and config.top_p_decay is not None and config.sentence_end_ids is None:
         read = partial(checkpoint.tokenizer.encode, add_special_tokens=False, split_special_tokens=True)
         config = config.replace(sentence_end_ids=sentence_ends(read))
-    bot, key = Chatbot(checkpoint, config), jax.random.key(seed) if config.do_sample else None
+    bot, key = _speaking(Chatbot(checkpoint, config), **speaking), jax.random.key(seed) if config.do_sample else None
     if phrases is not None:
         bot = bot.avoiding(phrases)
     if draft is None:
@@ -179,6 +202,15 @@ def load_bot(**options: Any) -> tuple[Chatbot, jax.Array | None]:
         raise click.UsageError(f"--draft has no effect on a search with {config.num_beams} beams: add --beams 1")
     other = load_checkpoint(**{**options, "name": draft, "revision": None})
     return bot.with_draft(other, draft_tokens or Draft.tokens), key
+
+
+def _speaking(bot: Chatbot, filter_phrases: str | None, filter_model: str | None, presentable: bool | None) -> Chatbot:
+    """The bot with what `speaking_options` ask for; phrases are cheaper to look for, so they come first."""
+    if filter_phrases is not None:
+        bot = bot.guarded(PhraseFilter.from_file(filter_phrases))
+    if filter_model is not None:
+        bot = bot.guarded(SafetyClassifier.from_parlai(filter_model))
+    return bot.presentable() if presentable else bot
 
 
 def decoding_config(config: GenerationConfig, decoding: dict[str, Any]) -> GenerationConfig:
@@ -200,6 +232,12 @@ def decoding_config(config: GenerationConfig, decoding: dict[str, Any]) -> Gener
         if field in _SAMPLING and not samples and not (parlai and field == "temperature"):
             raise click.UsageError(f"{flag} has no effect unless replies are drawn at random: add --sample")
     return config
+
+
+def blocked_note(blocked: Blocked) -> str:
+    """What a filter held back, in a line."""
+    whose = "what you said" if blocked.speaker == "user" else "a reply"
+    return f"{whose} was held back: it {blocked.finding.reason} ({blocked.finding.filter})"
 
 
 def standard_input(errors: str) -> TextIO:

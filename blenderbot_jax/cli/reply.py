@@ -6,7 +6,14 @@ from typing import Any, TextIO
 import click
 from rich.progress import MofNCompleteColumn
 
-from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar, standard_input
+from blenderbot_jax.cli.options import (
+    blocked_note,
+    load_bot,
+    model_and_decoding,
+    progress_bar,
+    speaking_options,
+    standard_input,
+)
 
 
 @click.command(short_help="Answer a text, or every line of a file.")
@@ -17,6 +24,7 @@ from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_ba
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Most lines decoded together."
 )
+@speaking_options
 @model_and_decoding
 def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **options: Any) -> None:
     """Answer TEXT, or every line of a file or of standard input.
@@ -39,7 +47,7 @@ def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **optio
     bot = bot.prepared(min(batch_size, len(rows)))
     with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("replies (the first of each length compiles)", total=len(rows))
-        answers = bot.replies(
+        answers = bot.responses(
             [utterances[row] for row in rows],
             batch_size=batch_size,
             key=key,
@@ -47,8 +55,11 @@ def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **optio
         )
     by_row = dict(zip(rows, answers, strict=True))
     for row in range(len(utterances)):
+        response = by_row.get(row)
         # A model may write a line break of its own; here a line is a reply.
-        click.echo(" ".join(by_row.get(row, "").splitlines()))
+        click.echo(" ".join(response.text.splitlines()) if response else "")
+        for one in response.blocked if response else ():
+            click.echo(f"line {row + 1}: {blocked_note(one)}", err=True)
 
 
 def _utterances(text: tuple[str, ...], source: TextIO | None) -> list[str]:

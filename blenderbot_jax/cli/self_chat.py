@@ -12,7 +12,7 @@ from rich.table import Table
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli.evaluate import check_writable, shown
-from blenderbot_jax.cli.options import load_bot, model_and_decoding, output_console, progress_bar
+from blenderbot_jax.cli.options import load_bot, model_and_decoding, output_console, progress_bar, speaking_options
 from blenderbot_jax.evaluation.dialogues import dialogue_metrics
 from blenderbot_jax.evaluation.self_chat import OPENINGS, Personas, self_chat, write_dialogues
 from blenderbot_jax.generation import Packing
@@ -41,6 +41,7 @@ _COUNT = click.IntRange(min=1)
     required=True,
     help="Write the dialogues here, as JSON lines.",
 )
+@speaking_options
 @model_and_decoding
 def self_chat_command(
     partner: str | None,

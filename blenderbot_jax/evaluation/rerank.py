@@ -12,10 +12,11 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from blenderbot_jax.chatbot import Alternative, Chatbot, Response
+from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.evaluation.pairs import Pair, reply_log_probs
 from blenderbot_jax.pretrained import Checkpoint
+from blenderbot_jax.responses import Alternative, Response
 
 
 def rerank(
@@ -106,6 +107,8 @@ def _totals(checkpoint: Checkpoint, pairs: Sequence[Pair], per_token: bool, batc
 
 def _reordered(response: Response, chat: Conversation, scores: Sequence[float]) -> Response:
     """A response with its alternatives by new scores, best first; those that score alike stay in order."""
+    if not response.alternatives:
+        return response  # filters held back what there was
     rescored = [Alternative(one.text, score) for one, score in zip(response.alternatives, scores, strict=True)]
     alternatives = tuple(sorted(rescored, key=lambda one: -one.score))
     best = alternatives[0]

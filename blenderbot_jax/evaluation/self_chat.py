@@ -6,7 +6,6 @@ dialogue i is the same whatever others are held beside it.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,9 +14,8 @@ import jax
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.data import Dialogue
 from blenderbot_jax.dialogue import Conversation, Turn
-from blenderbot_jax.evaluation.replies import answer
 from blenderbot_jax.files import write_text
-from blenderbot_jax.generation import ParlaiConfig
+from blenderbot_jax.responses import Prompt
 
 SPEAKERS = ("A", "B")
 OPENINGS = (
@@ -166,15 +164,14 @@ def _round(
     on_progress: Callable[[int], object] | None,
 ) -> dict[int, str]:
     """What a bot says in all dialogues where it is its turn, by their places."""
-    prompts = {i: bot.checkpoint.encode(chat).input_ids for i, chat in chats.items()}
-    if not prompts:
-        return {}
-    config, contexts = bot.generation_config, None
-    if isinstance(config, ParlaiConfig) and config.block_full_context:
-        contexts = {i: chat.encode(bot.checkpoint.tokenizer, sys.maxsize).input_ids for i, chat in chats.items()}
-    drawn = jax.random.fold_in(key, number) if key is not None and config.do_sample else None
-    replies = answer(bot, prompts, contexts=contexts, key=drawn, on_progress=on_progress)
-    return {i: reply.text for i, reply in replies.items()}
+    prompts = {i: Prompt(chat, bot.checkpoint.encode(chat)) for i, chat in chats.items()}
+    drawn = jax.random.fold_in(key, number) if key is not None and bot.generation_config.do_sample else None
+    replies: dict[int, str] = {}
+    for found in bot.answers(prompts, key=drawn):
+        replies |= {i: response.text for i, response in found.items()}
+        if on_progress:
+            on_progress(len(found))
+    return {i: replies[i] for i in chats}
 
 
 def _as_json(name: str, dialogue: Dialogue) -> dict[str, object]:

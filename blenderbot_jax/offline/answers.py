@@ -1,19 +1,20 @@
 """From rows to rows with replies: what one block of a corpus needs, whoever runs it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
-import numpy as np
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.data.records import as_lines
-from blenderbot_jax.dialogue import Conversation, EncodedConversation, Turn
-from blenderbot_jax.generation.many import generate_many
+from blenderbot_jax.dialogue import Conversation, Turn
 from blenderbot_jax.generation.plan import compile_config
+from blenderbot_jax.responses import Prompt, Response
 
-ADDED = ("reply", "score", "dropped_turns", "dropped_tokens", "alternatives")
-"""What an answered row has beside its own fields; `alternatives` where several replies are asked for."""
+ADDED = ("reply", "score", "dropped_turns", "dropped_tokens", "alternatives", "blocked")
+"""What an answered row has beside its own fields; `alternatives` where several replies are asked for, `blocked` where
+filters held something back."""
 _SAID = ("text", "turns", "context")
 # What float32 holds.
 _DIGITS = 6
@@ -44,7 +45,8 @@ def answer_rows(
     Returns:
         The rows in their order, each with its own fields and `reply`, `score` (in nats, as `Response.score`, to six
         digits), `dropped_turns` and `dropped_tokens` (what did not fit and was not read), and, if the bot gives several
-        replies, `alternatives` [{"text", "score"}], best first. A row that cannot be answered has `error`, the reason,
+        replies, `alternatives` [{"text", "score"}], best first; what filters held back is in `blocked` [{"speaker",
+        "text", "filter", "reason"}]. A row that cannot be answered has `error`, the reason,
         instead; one that has an `error` already is left as it is.
 
     Raises:
@@ -62,20 +64,9 @@ def answer_rows(
     if errors:
         on_progress(len(errors))
     added = {number: {"error": reason} for number, reason in errors.items()}
-    checkpoint = bot.checkpoint
-    batches = generate_many(
-        checkpoint.model,
-        checkpoint.params,
-        {number: prompt.input_ids for number, prompt in prompts.items()},
-        config=bot.generation_config,
-        key=key,
-        packing=bot.packing,
-        draft=bot.draft,
-    )
-    for numbers, found in batches:
-        for number, *replies in zip(numbers, found.tokens, found.lengths, found.scores, strict=True):
-            added[number] = _answer(bot, prompts[number], *replies)
-        on_progress(len(numbers))
+    for found in bot.answers(prompts, key=key):
+        added |= {number: _answer(response) for number, response in found.items()}
+        on_progress(len(found))
     return [{**row, **added[number]} for number, row in numbered.items()]
 
 
@@ -120,43 +111,42 @@ def prepared(bot: Chatbot) -> Chatbot:
     return bot.prepared(bot.packing.most(plan))
 
 
-def _read(bot: Chatbot, rows: Mapping[int, Row]) -> tuple[dict[int, EncodedConversation], dict[int, Any]]:
+def _read(bot: Chatbot, rows: Mapping[int, Row]) -> tuple[dict[int, Prompt], dict[int, Any]]:
     """Each row as ids, or why it cannot be answered; both by number."""
-    prompts = dict[int, EncodedConversation]()
+    prompts = dict[int, Prompt]()
     errors = {number: row["error"] for number, row in rows.items() if row.get("error") is not None}
     for number, row in rows.items():
         if number not in errors:
             try:
-                prompts[number] = _encoded(bot, row)
+                prompts[number] = _prompt(bot, row)
             except (ValueError, TypeError) as error:
                 errors[number] = str(error)
     return prompts, errors
 
 
-def _encoded(bot: Chatbot, row: Row) -> EncodedConversation:
+def _prompt(bot: Chatbot, row: Row) -> Prompt:
     taken = [name for name in ADDED if row.get(name) is not None]
     if taken:
         raise ValueError(f"the row has {', '.join(taken)} already, which the answer would write over: rename it")
-    encoded = bot.checkpoint.encode(conversation(row))
+    chat = conversation(row)
+    encoded = bot.checkpoint.encode(chat)
     if not encoded.input_ids:
         raise ValueError("the tokenizer finds nothing in the text")
-    return encoded
+    return Prompt(chat, encoded)
 
 
-def _answer(
-    bot: Chatbot, prompt: EncodedConversation, tokens: np.ndarray, lengths: np.ndarray, scores: np.ndarray
-) -> dict[str, Any]:
-    """The fields that the R replies to a row add to it."""
-    found = [
-        {
-            "text": bot.checkpoint.decode(ids[:length]),
-            "score": float(f"{score:.{_DIGITS}g}"),
-        }
-        for ids, length, score in zip(tokens, lengths, scores, strict=True)
-    ]
-    said = {"reply": found[0]["text"], "score": found[0]["score"]}
-    dropped = {"dropped_turns": prompt.dropped_turns, "dropped_tokens": prompt.dropped_tokens}
-    return {**said, **dropped, **({"alternatives": found} if len(found) > 1 else {})}
+def _answer(response: Response) -> dict[str, Any]:
+    """The fields that a response adds to a row."""
+    found = [{"text": one.text, "score": _rounded(one.score)} for one in response.alternatives]
+    said = {"reply": response.text, "score": _rounded(response.score)}
+    dropped = {"dropped_turns": response.dropped_turns, "dropped_tokens": response.dropped_tokens}
+    blocked = [{"speaker": one.speaker, "text": one.text, **asdict(one.finding)} for one in response.blocked]
+    more = {"alternatives": found if len(found) > 1 else [], "blocked": blocked}
+    return {**said, **dropped, **{name: value for name, value in more.items() if value}}
+
+
+def _rounded(score: float) -> float:
+    return float(f"{score:.{_DIGITS}g}")
 
 
 def _only(row: Row, names: Sequence[str]) -> str | None:

@@ -23,6 +23,7 @@ from blenderbot_jax.files import replacing, write_text
 from blenderbot_jax.kernels import BlockedInt8Kernel, BlockedKernel
 from blenderbot_jax.offline.rows import Corpus, digest_of
 from blenderbot_jax.pretrained import Checkpoint
+from blenderbot_jax.safety import description
 
 MANIFEST = "manifest.json"
 # Of settings that differ, as many are named.
@@ -68,6 +69,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         "weights": str(getattr(model, "weights", None)),
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "mode": getattr(tokenizer, "mode", None),
+        "delimiter": getattr(tokenizer, "delimiter", None),
         "limit": tokenizer.model_max_length,
     }
     whole = hashlib.blake2b(_canonical(described), digest_size=16)
@@ -93,6 +95,8 @@ def settings_of(bot: Chatbot, mark: str, key: jax.Array | None, corpus: Corpus) 
     settings = {
         "model": mark,
         "decoding": bot.generation_config.to_dict(),
+        "filters": [description(one) for one in bot.filters] + [bot.refusal] * bool(bot.filters),
+        "presentable": bot.presents,
         "key": drawn,
         "input": {"format": corpus.format, "rows": corpus.rows, "digest": corpus.digest},
         "part_size": corpus.part_size,

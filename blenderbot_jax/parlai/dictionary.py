@@ -72,7 +72,12 @@ def read_vocabulary(model: Path, options: Options) -> Vocabulary:
                 f"{token!r}, {place - _SHIFT} + {_SHIFT}, in the other. Take all files from one checkpoint"
             )
     prefix = options.get("bpe_add_prefix_space")
-    settings = {"tokenizer_class": "BlenderbotTokenizer", "add_prefix_space": prefix is not False, **limit}
+    settings = {
+        "tokenizer_class": "BlenderbotTokenizer",
+        "add_prefix_space": prefix is not False,
+        "delimiter": option(options, "delimiter"),
+        **limit,
+    }
     merges = _read_merges(beside(model, ".dict-merges.txt"))
     return Vocabulary(tuple(_published_names(path, tokens)), merges, tuple(settings.items()))
 

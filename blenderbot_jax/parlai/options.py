@@ -55,6 +55,7 @@ _POSITIONS_WITHOUT_LIMITS = 1024
 _MODEL_TYPES = {"prelayernorm": "blenderbot", "xlm": "blenderbot-small"}
 BYTE_LEVEL, SUBWORDS = "bytelevelbpe", "bpe"
 _TOKENIZERS = (BYTE_LEVEL, SUBWORDS)
+_USUAL_DELIMITERS = {BYTE_LEVEL: "  ", SUBWORDS: "\n"}
 _DICTIONARY_TOKENS = {"null": "__null__", "start": "__start__", "end": "__end__", "unk": "__unk__"}
 # The ids that stand first in every dictionary, whatever else it holds.
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "forced_eos_token_id": 2}
@@ -175,7 +176,12 @@ def decoding(options: Options) -> dict[str, Any]:
 
 
 def options_of(
-    config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: str, *, sinusoidal: bool = False
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    tokenizer: str,
+    *,
+    sinusoidal: bool = False,
+    delimiter: str | None = None,
 ) -> dict[str, Any]:
     """The options of a model, from its config.json and generation_config.json: `architecture` and `decoding` undone.
 
@@ -184,6 +190,7 @@ def options_of(
         generation: the content of generation_config.json.
         tokenizer: "bytelevelbpe" or "bpe".
         sinusoidal: whether the tables of positions are those that ParlAI computes, which it then does not train.
+        delimiter: what stands between turns; None: two spaces for "bytelevelbpe", a newline for "bpe".
 
     Raises:
         ValueError: naming every field for which ParlAI has no option.
@@ -217,7 +224,7 @@ def options_of(
         "share_word_embeddings": True,
         "dict_tokenizer": tokenizer,
         "dict_lower": not byte_level,
-        "delimiter": "  " if byte_level else "\n",
+        "delimiter": _USUAL_DELIMITERS[tokenizer] if delimiter is None else delimiter,
         "history_add_global_end_token": "end" if byte_level else None,
         "fp16": False,
         **_decoding_options(generation),

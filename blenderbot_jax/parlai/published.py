@@ -12,11 +12,11 @@ from typing import Any
 
 from blenderbot_jax.files import write_text
 from blenderbot_jax.parlai.dictionary import read_vocabulary
-from blenderbot_jax.parlai.options import BYTE_LEVEL, Options, architecture, decoding, option, read_options
+from blenderbot_jax.parlai.options import SUBWORDS, Options, architecture, decoding, option, read_options
 from blenderbot_jax.parlai.source import MODEL, SUFFIXES, beside, is_archive, unpack
 
-# What stands between turns in `Conversation`, by tokenizer.
-_DELIMITERS = {True: "  ", False: "\n"}
+# What stands between turns of the 90M model in `Conversation`: `__newln__`, the id of a newline.
+_NEWLINE = "\n"
 
 
 def published(model: Path, *, weights: bool = True) -> Path:
@@ -89,11 +89,13 @@ def _tell(model: Path, folder: Path) -> None:
 
 
 def _warn(options: Options, path: Path) -> None:
-    """Say where `Conversation` would join turns in another way than the model was trained with."""
-    byte_level = option(options, "dict_tokenizer") == BYTE_LEVEL
-    found, usual = option(options, "delimiter"), _DELIMITERS[byte_level]
-    if found != usual:
+    """Say where `Conversation` would join turns in another way than the model was trained with.
+
+    A byte-level tokenizer has a delimiter of its own, which the options have set.
+    """
+    found = option(options, "delimiter")
+    if option(options, "dict_tokenizer") == SUBWORDS and found != _NEWLINE:
         warnings.warn(
-            f"{path}: turns were joined by {found!r} in training; Conversation joins them by {usual!r}",
+            f"{path}: turns were joined by {found!r} in training; Conversation joins them by {_NEWLINE!r}",
             stacklevel=2,
         )

@@ -79,6 +79,20 @@ def special_token(name: str, token: Any) -> str | None:
     raise TypeError(f"{name} must be a non-empty string or an AddedToken; got {token!r}")
 
 
+def delimiter(value: Any) -> str:
+    """What stands between turns: a string of at least one character, else a ValueError or a TypeError.
+
+    ParlAI takes the empty string too. Here it is refused: turns would run into each other, no BlenderBot is trained so,
+    and what shows or counts the turns of a sequence of ids could no longer tell them apart.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"delimiter must be a str; got {describe(value)}")
+    if not value:
+        raise ValueError("delimiter must not be empty; got ''. Two spaces are usual, and a newline for the 9.4B model")
+    unicode("delimiter", value)
+    return value
+
+
 def texts(text: str | Sequence[str]) -> list[str]:
     """The texts of a call as a list; anything but a str or a list of str is refused, and so is broken Unicode."""
     listed = [text] if isinstance(text, str) else text

@@ -11,6 +11,7 @@ from blenderbot_jax.tokenizer.base import SPECIALS, BaseTokenizer
 from blenderbot_jax.tokenizer.batch import Rows
 from blenderbot_jax.tokenizer.vocabulary import SMALL_TOKENS, Merge, PathLike, load_merges, load_vocab
 
+DELIMITER = "  "
 _ERRORS = {name: name for name in ("replace", "strict", "ignore", "backslashreplace", "surrogateescape")}
 # What transformers' constructor takes beside our own arguments, with the values that change nothing here.
 _NEUTRAL = {
@@ -38,6 +39,8 @@ class BlenderbotTokenizer(BaseTokenizer):
             an unknown token, and what fills rows.
         sep_token, cls_token, mask_token: kept for compatibility.
         add_prefix_space: whether a space is put before a text that has none; the models are trained with it.
+        delimiter: what stood between turns in training, any text; `Conversation` joins turns by its ids. Two spaces for
+            the models up to 3B, a newline for the 9.4B model. Texts are read the same whatever it is.
         model_max_length: the most ids the model takes; None for no limit.
         padding_side: `right` or `left`.
         truncation_side: `right` drops the newest ids of a long text, `left` the oldest.
@@ -55,13 +58,15 @@ class BlenderbotTokenizer(BaseTokenizer):
         ([261, 2], ' hi')
 
     References:
-        transformers 5.23, `models/blenderbot/tokenization_blenderbot.py`.
+        transformers 5.23, `models/blenderbot/tokenization_blenderbot.py`; for the delimiter, which is not of
+        transformers, ParlAI, `parlai/core/torch_agent.py`.
     """
 
     errors: str
     add_prefix_space: bool
+    delimiter: str
     _ends_with_eos = True
-    _saved_settings = (*BaseTokenizer._saved_settings, "add_prefix_space", "errors")
+    _saved_settings = (*BaseTokenizer._saved_settings, "add_prefix_space", "errors", "delimiter")
     _merges: tuple[Merge, ...]
     _bytes: tuple[bytes, ...]
     _with_specials: Tokenizer
@@ -81,6 +86,7 @@ class BlenderbotTokenizer(BaseTokenizer):
         pad_token: Any = "<pad>",
         mask_token: Any = "<mask>",
         add_prefix_space: bool | str = True,
+        delimiter: str = DELIMITER,
         model_max_length: float | None = None,
         padding_side: str = "right",
         truncation_side: str = "right",
@@ -101,6 +107,7 @@ class BlenderbotTokenizer(BaseTokenizer):
             truncation_side=truncation_side,
             add_prefix_space=arguments.boolean("add_prefix_space", add_prefix_space),
             errors=arguments.one_of("errors", errors, _ERRORS),
+            delimiter=arguments.delimiter(delimiter),
             _merges=load_merges(merges, table),
         )
         vars(self).update(
@@ -146,6 +153,10 @@ class BlenderbotTokenizer(BaseTokenizer):
             "merges.txt": f"#version: 0.2\n{merges}",
             "tokenizer.json": self._with_specials.to_str(pretty=True),
         }
+
+    def __repr__(self) -> str:
+        unusual = "" if self.delimiter == DELIMITER else f", delimiter={self.delimiter!r}"
+        return f"{super().__repr__().removesuffix(')')}{unusual})"
 
 
 BlenderbotTokenizerFast = BlenderbotTokenizer
