@@ -358,7 +358,7 @@ class Chatbot:
         if not self.presents:
             return self.checkpoint.decode(ids)
         # With its spaces, which tell a quotation mark from an apostrophe.
-        return presentable(self.checkpoint.tokenizer.decode(ids, skip_special_tokens=True))
+        return presentable(self.checkpoint.tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _refusal(refused: dict[int, Exception], count: int) -> str:

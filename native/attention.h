@@ -14,6 +14,9 @@
 
 namespace blenderbot_jax {
 
+// What a thread does in a nanosecond, about: numbers of keys, with those of values; numbers written to slots.
+constexpr int64_t kAttended = 8, kWritten = 1;
+
 // exp of numbers up to 0, within two units in the last place: a power of two times a polynomial around 0. NaN stays NaN.
 inline __m512 Exp(__m512 x) {
   x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);  // below, the result is 0 in float32; of a NaN the second is taken
@@ -137,7 +140,8 @@ inline int64_t OwnSlots(const int32_t* owner, int64_t places, int64_t J, int32_t
 template <int chunks, typename Slot>
 void Attend(xla::ffi::ThreadPool& pool, const Shape& s, const float* queries, const Slot* keys, const Slot* values,
             const int32_t* owners, int64_t length, float* out) {
-  ForEach(pool, s.G * s.N, [&](int64_t unit) {
+  const int64_t numbers = s.G * s.J * s.T * s.N * s.H * std::min(length + s.T, s.C);  // of keys, and as many of values
+  ForEach(pool, s.G * s.N, numbers / kAttended, [&](int64_t unit) {
     const int64_t g = unit / s.N, n = unit % s.N, history = s.Slot(g, n, 0);
     std::vector<int32_t> slots(s.C + 15);
     std::vector<float> scores(s.C + 15), blind(s.H, 0.0f);
@@ -180,7 +184,7 @@ inline void Store(uint16_t* to, __mmask16 lanes, __m512 values) {  // to bfloat1
 // Writes rows [G, J, T, N * H] into the slots of places `length` and on, [G, N, C * J, H].
 template <typename Slot>
 void Write(xla::ffi::ThreadPool& pool, const Shape& s, const float* rows, int64_t length, Slot* slots) {
-  ForEach(pool, s.G * s.J, [&](int64_t beam) {
+  ForEach(pool, s.G * s.J, s.G * s.J * s.T * s.N * s.H / kWritten, [&](int64_t beam) {
     const int64_t g = beam / s.J, j = beam % s.J;
     for (int64_t t = 0; t < s.T; ++t) {
       for (int64_t n = 0; n < s.N; ++n) {

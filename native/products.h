@@ -20,6 +20,8 @@ constexpr int64_t kColumns = 32;  // of a block: two registers of 16
 constexpr int64_t kRows = 12;     // of a panel: 24 sums and 2 registers of weights out of 32
 constexpr int64_t kRun = 4;       // blocks that a thread takes at a time, one after the other
 constexpr int64_t kAhead = 3072;  // bytes
+// What a thread does in a nanosecond, about: sums of a product, bytes read from memory, numbers of rows packed.
+constexpr int64_t kMultiplied = 50, kRead = 10, kPacked = 2;
 
 // A kind of kernel: `Weight` is its element in memory, `kPerUnit` how many of them meet 4 bytes of a row. A part of a block
 // `kDepth` units deep stays in a processor's second cache while panel after panel passes by.
@@ -119,8 +121,10 @@ template <typename Kind, typename Finish>
 void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, const typename Kind::Weight* blocks,
                     int64_t block_count, int64_t units, int64_t features, float* out, const Finish& finish) {
   constexpr int64_t unit_size = Kind::kPerUnit * kColumns, unit_bytes = unit_size * sizeof(typename Kind::Weight);
-  const int64_t run = panels.count == 1 ? 1 : kRun;
-  ForEach(pool, (block_count + run - 1) / run, [&](int64_t r) {
+  const int64_t run = panels.count == 1 ? 1 : kRun, bytes = block_count * units * unit_bytes;
+  // By arithmetic, or by reading the weights from memory.
+  const int64_t nanoseconds = std::max(panels.rows * bytes / (4 * kMultiplied), bytes / kRead);
+  ForEach(pool, (block_count + run - 1) / run, nanoseconds, [&](int64_t r) {
     typename Kind::Sum sums[kRows][2];
     const int64_t end = std::min((r + 1) * run, block_count) * units;  // in units, as if all blocks were one column
     for (int64_t at = r * run * units, depth; at < end; at += depth) {
@@ -150,7 +154,7 @@ void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& pa
 // Rows [rows, inner] panel by panel, as products in float32 or bfloat16 read them; a single row is a panel as it is.
 inline const float* Pack(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, int64_t inner, float* room) {
   if (panels.rows == 1) return x;
-  ForEach(pool, panels.count, [&](int64_t p) {
+  ForEach(pool, panels.count, panels.rows * inner / kPacked, [&](int64_t p) {
     const int64_t first = p * panels.height, height = panels.Height(p);
     const float* from = x + first * inner;
     float* to = room + first * inner;
@@ -211,7 +215,7 @@ struct QuantizedRows {
 inline void QuantizeRows(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, int64_t inner,
                          const QuantizedRows& to) {
   const int64_t units = (inner + 3) / 4;
-  ForEach(pool, panels.count, [&](int64_t p) {
+  ForEach(pool, panels.count, panels.rows * inner / kPacked, [&](int64_t p) {
     const int64_t first = p * panels.height, height = panels.Height(p);
     for (int64_t m = 0; m < height; ++m) {
       const int64_t row = first + m;

@@ -17,7 +17,8 @@ import blenderbot_jax
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli import main
 from blenderbot_jax.dialogue import Conversation, Turn
-from blenderbot_jax.responses import Alternative, Response
+from blenderbot_jax.responses import Response
+from tests.talking import echoing, saying
 
 FAST = ("--beams", "1", "--max-length", "12")
 
@@ -46,17 +47,11 @@ def echo(monkeypatch):
     """Bots that say again what they hear; the list holds the bots that were asked."""
     asked = []
 
-    def replies(bot, texts, **options):
-        del options
-        asked.append(bot)
-        return list(texts)
-
     def respond(bot, conversation, *, key=None):
         asked.append((bot, key))
-        text = conversation.turns[-1].text
-        return Response(text, 0.0, conversation.add("bot", text), 0, 0, (Alternative(text, 0.0),))
+        return saying(conversation.turns[-1].text, conversation)
 
-    monkeypatch.setattr(Chatbot, "replies", replies)
+    monkeypatch.setattr(Chatbot, "responses", echoing(asked))
     monkeypatch.setattr(Chatbot, "respond", respond)
     return asked
 
@@ -93,7 +88,7 @@ def test_lines_end_where_an_editor_ends_them(echo):
 
 
 def test_a_reply_is_one_line_whatever_the_model_writes(monkeypatch):
-    monkeypatch.setattr(Chatbot, "replies", lambda bot, texts, **options: ["two\nlines" for _ in texts])
+    monkeypatch.setattr(Chatbot, "responses", lambda bot, texts, **options: [saying("two\nlines") for _ in texts])
     assert output("reply", stdin="a\nb\n") == "two lines\ntwo lines\n"
 
 
@@ -188,7 +183,7 @@ def test_a_device_out_of_memory_is_told_in_one_line(monkeypatch):
     def fail(bot, texts, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory\nand a long dump")
 
-    monkeypatch.setattr(Chatbot, "replies", fail)
+    monkeypatch.setattr(Chatbot, "responses", fail)
     assert "out of memory; --dtype bfloat16 takes less memory" in refusal("reply", "hi")
 
 
@@ -196,7 +191,7 @@ def test_interrupting_a_reply_ends_with_130_and_no_traceback(monkeypatch):
     def interrupt(bot, texts, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Chatbot, "replies", interrupt)
+    monkeypatch.setattr(Chatbot, "responses", interrupt)
     result = run("reply", "hi")
     assert result.exit_code == 130
     assert result.output.strip() == ""
@@ -206,7 +201,7 @@ def test_a_reader_that_leaves_ends_the_command_in_silence(monkeypatch):
     def leave(bot, texts, **options):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(Chatbot, "replies", leave)
+    monkeypatch.setattr(Chatbot, "responses", leave)
     result = run("reply", "hi")
     assert (result.exit_code, result.output) == (1, "")
 

@@ -21,6 +21,7 @@ from blenderbot_jax.generation.phrases import block_list, phrase_forms, sentence
 from blenderbot_jax.generation.plan import compile_config
 from blenderbot_jax.generation.sampling import Replies
 from tests.parlai_rules import PROMPTS, RECIPE, assert_same, decode, next_logits, replies, rules_of, tiny_model
+from tests.talking import echoing
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +225,7 @@ def run(*arguments: Any) -> Any:
 )
 def test_the_options_of_the_command(monkeypatch, arguments, fields):
     asked = []
-    monkeypatch.setattr(Chatbot, "replies", lambda bot, texts, **options: asked.append(bot) or list(texts))
+    monkeypatch.setattr(Chatbot, "responses", echoing(asked))
     assert run("reply", *arguments, "Hi!").exit_code == 0
     config = asked[0].generation_config
     assert isinstance(config, ParlaiConfig) == ("parlai" in arguments)
@@ -236,7 +237,7 @@ def test_the_options_of_the_command(monkeypatch, arguments, fields):
 def test_the_commands_block_list(monkeypatch, tmp_path):
     (tmp_path / "block.txt").write_text("music\n\nbad word\n", encoding="utf-8")
     asked = []
-    monkeypatch.setattr(Chatbot, "replies", lambda bot, texts, **options: asked.append(bot) or list(texts))
+    monkeypatch.setattr(Chatbot, "responses", echoing(asked))
     assert run("reply", "--block-list", tmp_path / "block.txt", "Hi!").exit_code == 0
     tokenizer = asked[0].checkpoint.tokenizer
     words = {tokenizer.decode(list(word)).strip() for word in asked[0].generation_config.bad_words_ids}

@@ -26,6 +26,7 @@ from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.model import Params
 from blenderbot_jax.warm import warm_up
 from tests.golden.fill import golden_params
+from tests.talking import echoing
 from tests.test_warm import compilations
 
 TOKENS = 3
@@ -285,7 +286,7 @@ def test_a_draft_with_another_tokenizer_is_refused():
 
 def test_the_command_line_loads_a_draft_and_refuses_it_where_it_does_nothing(monkeypatch):
     asked = []
-    monkeypatch.setattr(Chatbot, "replies", lambda bot, texts, **options: asked.append(bot) or list(texts))
+    monkeypatch.setattr(Chatbot, "responses", echoing(asked))
     run = CliRunner().invoke
     assert run(main, ["reply", "--draft", "demo", "--draft-tokens", "2", "--beams", "1", "Hi"]).output == "Hi\n"
     assert run(main, ["reply", "--draft", "demo", "--sample", "Hi"]).output == "Hi\n"

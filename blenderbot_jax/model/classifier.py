@@ -23,9 +23,9 @@ class EncoderClassifier(nn.Module):
         dtype: the dtype of the computation.
 
     Example:
-        >>> model = EncoderClassifier(config, classes=2)
+        >>> classifier = EncoderClassifier(model.config, classes=2)
         >>> ids = jnp.array([[1, 5, 2]])
-        >>> model.apply(model.init(jax.random.key(0), ids, ids > 0), ids, ids > 0).shape
+        >>> classifier.apply(classifier.init(jax.random.key(0), ids, ids > 0), ids, ids > 0).shape
         (1, 2)
     """
 

@@ -10,6 +10,8 @@ from blenderbot_jax.files import replacing, write_text
 Log = Callable[[Mapping[str, Any]], None]
 """Told of every record: `step`, and under `train/` or `valid/` what was measured."""
 LOG_FILE = "log.jsonl"
+# A thread of tensorboardX writes; its `flush` does not wait for that, and its own pause of two minutes is long.
+_FLUSH_SECONDS = 2
 
 
 def jsonl_log(folder: str | Path, from_step: int = 0) -> Log:
@@ -49,7 +51,7 @@ def read_log(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def tensorboard_log(folder: str | Path) -> Log:
-    """A log that TensorBoard shows; needs the extra `train`.
+    """A log that TensorBoard shows, some seconds later; needs the extra `train`.
 
     Args:
         folder: where event files are written.
@@ -61,13 +63,12 @@ def tensorboard_log(folder: str | Path) -> Log:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ImportError("TensorBoard logs need tensorboardX: pip install 'blenderbot-jax[train]'") from error
-    writer = SummaryWriter(str(folder))
+    writer = SummaryWriter(str(folder), flush_secs=_FLUSH_SECONDS)
 
     def log(record: Mapping[str, Any]) -> None:
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float):
                 writer.add_scalar(name, value, record["step"])
-        writer.flush()
 
     return log
 
