@@ -15,7 +15,7 @@
 namespace blenderbot_jax {
 
 // What a thread does in a nanosecond, about: numbers of keys, with those of values; numbers written to slots.
-constexpr int64_t kAttended = 8, kWritten = 1;
+constexpr int64_t kAttended = 2, kWritten = 1;
 
 // exp of numbers up to 0, within two units in the last place: a power of two times a polynomial around 0. NaN stays NaN.
 inline __m512 Exp(__m512 x) {

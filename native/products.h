@@ -21,7 +21,7 @@ constexpr int64_t kRows = 12;     // of a panel: 24 sums and 2 registers of weig
 constexpr int64_t kRun = 4;       // blocks that a thread takes at a time, one after the other
 constexpr int64_t kAhead = 3072;  // bytes
 // What a thread does in a nanosecond, about: sums of a product, bytes read from memory, numbers of rows packed.
-constexpr int64_t kMultiplied = 50, kRead = 10, kPacked = 2;
+constexpr int64_t kMultiplied = 30, kRead = 10, kPacked = 2;
 
 // A kind of kernel: `Weight` is its element in memory, `kPerUnit` how many of them meet 4 bytes of a row. A part of a block
 // `kDepth` units deep stays in a processor's second cache while panel after panel passes by.
