@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blenderbot_jax import native
@@ -21,7 +21,11 @@ from tests.natively import needs_native
 # An eager call and a compiled one say it by different types.
 REFUSED = (ValueError, jax.errors.JaxRuntimeError)
 # One panel or several, whole or ragged; single rows; inner sizes that are no multiple of anything; parts of a block.
-SHAPES = [(1, 40, 32), (2, 7, 33), (5, 64, 100), (12, 3, 64), (13, 1281, 31), (80, 50, 96), (25, 1300, 300)]
+# The last three are large enough for a second thread, the last one to pack rows too.
+SHAPES = [
+    (1, 40, 32), (2, 7, 33), (5, 64, 100), (12, 3, 64), (13, 1281, 31), (80, 50, 96),
+    (1, 1300, 700), (25, 1300, 300), (150, 1281, 64),
+]  # fmt: skip
 
 
 def test_the_library_is_there_wherever_it_could_be_built():
@@ -138,6 +142,7 @@ def test_native_trees_are_told_from_others():
 
 @needs_native
 @settings(max_examples=40, deadline=None)
+@example(G=3, J=4, T=1, H=128, C=150, half=False, seed=0)  # for two threads
 @given(
     G=st.integers(1, 3), J=st.integers(1, 4), T=st.integers(1, 3), H=st.sampled_from([1, 16, 24, 40, 80, 128]),
     C=st.integers(4, 40), half=st.booleans(), seed=st.integers(0, 99),
@@ -182,8 +187,9 @@ def test_softmax_keeps_far_scores_apart_and_none_overflow():
 
 @needs_native
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_appending_writes_the_new_rows_and_nothing_else(dtype):
-    G, N, J, C, H, T = 2, 3, 2, 5, 17, 2
+@pytest.mark.parametrize("H", [17, 6000])  # the latter for two threads
+def test_appending_writes_the_new_rows_and_nothing_else(dtype, H):
+    G, N, J, C, T = 2, 3, 2, 5, 2
     slots, rows = jnp.asarray(normal(G, N, C * J, H), dtype), normal(G, J, T, N * H, seed=1)
     found = native.append(slots, jnp.asarray(rows), jnp.int32(2), J)
     wanted = np.array(slots).reshape(G, N, C, J, H)
@@ -194,7 +200,7 @@ def test_appending_writes_the_new_rows_and_nothing_else(dtype):
 
 
 @needs_native
-@pytest.mark.parametrize("shape", [(1, 5), (3, 4, 1280), (80, 33)])
+@pytest.mark.parametrize("shape", [(1, 5), (3, 4, 1280), (80, 33), (80, 3000)])
 def test_layer_norm_is_the_plain_one(shape):
     x = jnp.asarray(50 + normal(*shape))
     norm = LayerNorm(jnp.float32)
