@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def description(one: Filter) -> str:
         'builtins.len'
     """
     own = getattr(one, "description", None)
-    named = one if hasattr(one, "__qualname__") else type(one)
+    named: Any = one if hasattr(one, "__qualname__") else type(one)
     return own if isinstance(own, str) else f"{named.__module__}.{named.__qualname__}"
 
 
