@@ -183,7 +183,7 @@ class Chatbot:
             The (batch size, width) of each program.
         """
         checkpoint = self.checkpoint
-        return warm_up(checkpoint.model, checkpoint.params, self.generation_config, draft=self.draft, **sizes)
+        return warm_up(checkpoint.model, checkpoint.params, self._searching(), draft=self.draft, **sizes)
 
     def reply(self, text: str, *, key: jax.Array | None = None) -> str:
         """Answer one utterance.

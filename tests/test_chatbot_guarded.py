@@ -7,6 +7,7 @@ from blenderbot_jax.chatbot import REFUSAL
 from blenderbot_jax.offline import answer_rows, survey
 from blenderbot_jax.offline.manifest import settings_of
 from blenderbot_jax.safety import Finding
+from tests.compiling import compiled_programs
 
 ASKED = Conversation(persona=("i ski.",)).add("user", "Do you like music?")
 
@@ -62,6 +63,15 @@ def test_a_blocked_line_is_refused_and_not_read_again(bot):
     assert (response.text, response.conversation) == (REFUSAL, first)
     assert [(one.speaker, one.text) for one in response.blocked] == [("user", "Do you like music?")]
     assert bars.seen == ["Do you like music?"]  # what was said before has been looked at then, and nothing was decoded
+
+
+def test_warming_up_compiles_what_a_guarded_bot_decodes_with(bot):
+    guarded = bot.configured(num_beams=4).guarded(Bars())
+    with compiled_programs("decode") as warmed:
+        guarded.warm_up(batch_sizes=[1], source_widths=[16])
+    with compiled_programs("decode") as later:
+        guarded.reply("Hi!")
+    assert (len(warmed), later) == (1, [])
 
 
 def test_many_are_filtered_each_on_its_own_and_keep_their_places(bot, said):

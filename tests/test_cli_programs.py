@@ -14,7 +14,7 @@ from click.testing import CliRunner
 import blenderbot_jax
 from blenderbot_jax import native
 from blenderbot_jax.chatbot import Chatbot
-from blenderbot_jax.cli import main, programs, warming
+from blenderbot_jax.cli import main, programs
 from blenderbot_jax.cli.programs import keep_programs, program_cache
 from blenderbot_jax.cli.warming import Warming
 from blenderbot_jax.dialogue import Conversation
@@ -197,7 +197,7 @@ def test_a_chat_compiles_the_widths_that_its_prompts_can_have(bot, monkeypatch):
         asked.append((config, source_widths))
         done.set()
 
-    monkeypatch.setattr(warming, "warm_up", compile_nothing)
+    monkeypatch.setattr("blenderbot_jax.chatbot.warm_up", compile_nothing)
     for persona, widths in (((), [16, 32, 64, 128]), (("i love hiking.",) * 4, [64, 128])):
         done.clear()
         with Warming(bot, Conversation(persona=persona)) as running:
@@ -226,7 +226,7 @@ def test_a_chat_that_ends_waits_for_no_compilation(bot, monkeypatch):
             reported.append(str(error))
             raise
 
-    monkeypatch.setattr(warming, "warm_up", compile_long)
+    monkeypatch.setattr("blenderbot_jax.chatbot.warm_up", compile_long)
     monkeypatch.setattr(os, "_exit", lambda code: (left.append(code), may_end.set()))
     with Warming(bot, Conversation()):
         assert compiling.wait(10)
@@ -235,7 +235,7 @@ def test_a_chat_that_ends_waits_for_no_compilation(bot, monkeypatch):
 
 
 def test_an_error_in_a_chat_is_not_hidden_by_its_end(bot, monkeypatch):
-    monkeypatch.setattr(warming, "warm_up", lambda *args, **options: None)
+    monkeypatch.setattr("blenderbot_jax.chatbot.warm_up", lambda *args, **options: None)
     monkeypatch.setattr(os, "_exit", lambda code: pytest.fail("the error would be lost"))
     with pytest.raises(RuntimeError, match="lost"), Warming(bot, Conversation()):
         raise RuntimeError("lost")

@@ -79,15 +79,19 @@ def reference(folder):
     return pytest.importorskip("transformers").BlenderbotSmallTokenizer.from_pretrained(folder)
 
 
-@pytest.fixture(scope="session")
-def turns(data_folder) -> list[str]:
-    """Ten thousand real ones."""
+def real_turns(data_folder: Path) -> list[str]:
+    """Ten thousand, from every file."""
     found = []
     for file in sorted((data_folder / "dialogues").glob("*.jsonl")):
         lines = file.read_text(encoding="utf-8").splitlines()
         found += [turn["text"] for line in lines for turn in json.loads(line)["turns"]][:1500]
     assert len(found) >= 10_000
     return found[:10_000]
+
+
+@pytest.fixture(scope="session")
+def turns(data_folder) -> list[str]:
+    return real_turns(data_folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The 90M tokenizer as trained: ids as the package subword-nmt has them, and lines kept both ways."""
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer
 from tests.test_tokenizer_byte_level import ANY_TEXT, QUIET
+from tests.test_tokenizer_small import real_turns
 
 NEWLINE = 4
 UNKNOWN = 3
@@ -32,13 +32,7 @@ def as_trained(folder) -> BlenderbotSmallTokenizer:
 
 @pytest.fixture(scope="module")
 def turns(data_folder) -> list[str]:
-    """Ten thousand real ones, from every file."""
-    found = []
-    for file in sorted((data_folder / "dialogues").glob("*.jsonl")):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        found += [turn["text"] for line in lines for turn in json.loads(line)["turns"]][:1500]
-    assert len(found) >= 10_000
-    return found[:10_000]
+    return real_turns(data_folder)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar
+from blenderbot_jax.cli.options import load_bot, model_and_decoding, progress_bar, speaking_options
 from blenderbot_jax.cli.programs import jax_folder
 
 
@@ -27,6 +27,7 @@ from blenderbot_jax.cli.programs import jax_folder
     multiple=True,
     help="Tokens of a prompt, rounded up to a bucket; repeatable. All buckets without it.",
 )
+@speaking_options
 @model_and_decoding
 def warm_up(batch_sizes: tuple[int, ...], source_widths: tuple[int, ...], **options: Any) -> None:
     """Compile the programs that decode with these options, and keep them, so that no later chat or reply waits.

@@ -9,7 +9,7 @@ from typing import Self
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.dialogue import Conversation
-from blenderbot_jax.warm import prompt_widths, warm_up
+from blenderbot_jax.warm import prompt_widths
 
 
 class Warming:
@@ -50,8 +50,7 @@ class Warming:
             checkpoint = self._bot.checkpoint
             least = len(checkpoint.encode(self._conversation.add("user", "Hi")).input_ids)
             widths = [width for width in prompt_widths(checkpoint.model.config) if width >= least]
-            options = {"source_widths": widths, "draft": self._bot.draft, "on_progress": self._go_on}
-            warm_up(checkpoint.model, checkpoint.params, self._bot.generation_config, **options)
+            self._bot.warm_up(source_widths=widths, on_progress=self._go_on)
 
     def _go_on(self, done: int, total: int) -> None:
         if self._ended.is_set():
