@@ -23,7 +23,7 @@ def extensions() -> list[Extension]:
     library = Extension(
         "_blenderbot_jax_native",
         sources=["native/handlers.cc"],
-        depends=["native/attention.h", "native/norms.h", "native/parallel.h", "native/products.h"],
+        depends=[f"native/{name}.h" for name in ("attention", "dense", "norms", "parallel", "products")],
         extra_compile_args=[*FLAGS, *INSTRUCTIONS, *WARNINGS, "-isystem", str(headers)],
         extra_link_args=["-static-libstdc++", "-static-libgcc", "-Wl,-s"],
         language="c++",

@@ -1,8 +1,8 @@
 """Kernels of linear layers: plain arrays, and forms that a backend reads faster.
 
 A form is a registered dataclass with `__rmatmul__`, so `x @ kernel` is all a layer needs to know. Forms are made from
-plain kernels [in, out] by `prepare`, for decoding alone, and by `quantize`, which checkpoints store too; training knows
-plain arrays alone.
+plain kernels [in, out] by `prepare`, for decoding alone, and by `quantize`, which checkpoints store too; the form that
+a step of training multiplies has a module of its own, `dense`.
 """
 
 import math

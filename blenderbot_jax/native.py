@@ -22,7 +22,7 @@ WIDEST_HEAD = 128
 """The most numbers of a head that attention takes: eight registers."""
 _FEW_SHORT_ROWS = 24
 _LIBRARY = "_blenderbot_jax_native"
-_FUNCTIONS = ("products", "products_int8", "attention", "append", "layer_norm")
+_FUNCTIONS = ("products", "products_int8", "dense_product", "attention", "append", "layer_norm")
 
 
 @cache
@@ -95,6 +95,22 @@ def products_int8(x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
     return _call("products_int8", room + results, x.astype(jnp.float32), *kernels)[len(room) :]
 
 
+def dense_product(a: jax.Array, b: jax.Array, transposed_a: bool = False, transposed_b: bool = False) -> jax.Array:
+    """The product [m, n] of two matrices in float32, as large as those of training.
+
+    Args:
+        a: [m, k]; or [k, m], if `transposed_a`.
+        b: [k, n]; or [n, k], if `transposed_b`.
+        transposed_a: whether `a` is the transpose of what is multiplied.
+        transposed_b: likewise.
+    """
+    m, n = a.shape[1 if transposed_a else 0], b.shape[0 if transposed_b else 1]
+    results = [_float32(a.size), _float32(m, n)]
+    wide = a.astype(jnp.float32), b.astype(jnp.float32)
+    flags = (np.bool_(flag) for flag in (transposed_a, transposed_b))
+    return _call("dense_product", results, *wide, **dict(zip(("transposed_a", "transposed_b"), flags, strict=True)))[1]
+
+
 def attention(q: jax.Array, keys: jax.Array, values: jax.Array, owners: jax.Array, length: jax.Array) -> jax.Array:
     """What queries gather from the slots that are theirs; the others are not read.
 
@@ -132,7 +148,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 
 
 def _call(
-    name: str, results: Any, *arguments: jax.Array, aliases: dict[int, int] | None = None, **attributes: np.number
+    name: str, results: Any, *arguments: jax.Array, aliases: dict[int, int] | None = None, **attributes: np.generic
 ) -> Any:
     if not available():
         raise RuntimeError(

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "attention.h"
+#include "dense.h"
 #include "norms.h"
 #include "products.h"
 #include "xla/ffi/api/ffi.h"
@@ -29,7 +30,7 @@ std::optional<int64_t> Columns(const ffi::AnyBuffer::Dimensions& blocks, int64_t
   return fit && RowsOf(out.dimensions()) == rows ? std::optional(columns) : std::nullopt;
 }
 
-ffi::Error Misfit() { return ffi::Error::InvalidArgument("a kernel in blocks does not fit the rows or the result"); }
+ffi::Error Misfit() { return ffi::Error::InvalidArgument("a kernel does not fit the rows or the result"); }
 
 // x [..., inner]; kernels in blocks [blocks, inner, 32] of float32 or bfloat16 -> x times each, [..., features]; room as x.
 ffi::Error Products(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kernels, Result room, ffi::RemainingRets results) {
@@ -77,6 +78,21 @@ ffi::Error ProductsInt8(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs kerne
     MultiplyInt8(pool, quantized, panels, inner, blocks->typed_data(), scales->typed_data(), blocks->dimensions()[0],
                  *columns, (*out)->typed_data());
   }
+  return ffi::Error::Success();
+}
+
+// a [m, k] or [k, m] times b [k, n] or [n, k] -> out [m, n]; room as a.
+ffi::Error DenseProduct(ffi::ThreadPool pool, Floats a, Floats b, Result room, Result out, bool transposed_a,
+                        bool transposed_b) {
+  if (a.dimensions().size() != 2 || b.dimensions().size() != 2 || out->dimensions().size() != 2) return Misfit();
+  const auto whole = [](const Floats& of, bool transposed) {
+    const int64_t first = of.dimensions()[0], second = of.dimensions()[1];
+    return Matrix{of.typed_data(), transposed ? second : first, transposed ? first : second, transposed};
+  };
+  const Matrix left = whole(a, transposed_a), right = whole(b, transposed_b);
+  const bool fit = left.columns == right.rows && out->dimensions()[0] == left.rows && out->dimensions()[1] == right.columns;
+  if (!fit || room->element_count() != a.element_count()) return Misfit();
+  MultiplyDense(pool, left, right, room->typed_data(), out->typed_data());
   return ffi::Error::Success();
 }
 
@@ -161,6 +177,15 @@ XLA_FFI_DEFINE_HANDLER(products_int8_handler, blenderbot_jax::ProductsInt8,
                            .Ret<blenderbot_jax::Floats>()
                            .Ret<ffi::Buffer<ffi::S32>>()
                            .RemainingRets());
+XLA_FFI_DEFINE_HANDLER(dense_product_handler, blenderbot_jax::DenseProduct,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::ThreadPool>()
+                           .Arg<blenderbot_jax::Floats>()
+                           .Arg<blenderbot_jax::Floats>()
+                           .Ret<blenderbot_jax::Floats>()
+                           .Ret<blenderbot_jax::Floats>()
+                           .Attr<bool>("transposed_a")
+                           .Attr<bool>("transposed_b"));
 XLA_FFI_DEFINE_HANDLER(attention_handler, blenderbot_jax::Attention,
                        ffi::Ffi::Bind()
                            .Ctx<ffi::ThreadPool>()
@@ -189,6 +214,7 @@ XLA_FFI_DEFINE_HANDLER(layer_norm_handler, blenderbot_jax::LayerNorm,
 
 EXPORTED XLA_FFI_Error* blenderbot_jax_products(XLA_FFI_CallFrame* frame) { return products_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_products_int8(XLA_FFI_CallFrame* frame) { return products_int8_handler(frame); }
+EXPORTED XLA_FFI_Error* blenderbot_jax_dense_product(XLA_FFI_CallFrame* frame) { return dense_product_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_attention(XLA_FFI_CallFrame* frame) { return attention_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_append(XLA_FFI_CallFrame* frame) { return append_handler(frame); }
 EXPORTED XLA_FFI_Error* blenderbot_jax_layer_norm(XLA_FFI_CallFrame* frame) { return layer_norm_handler(frame); }

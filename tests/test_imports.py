@@ -6,11 +6,11 @@ from pathlib import Path
 import blenderbot_jax
 
 ORDER = [
-    "files", "parlai", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "attention",
-    "layers", "transformer", "outputs", "checkpoint", "lora", "quantize", "memory", "processes", "parallel",
-    "model", "planning", "preparation", "ensemble", "generation", "warm", "scoring", "attribution", "tokenizer",
-    "dialogue", "long_conversations", "presentable", "pretrained", "conversion", "parlai_conversion", "verification",
-    "safety", "responses", "chatbot", "data", "evaluation",
+    "files", "parlai", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "dense",
+    "attention", "layers", "transformer", "outputs", "checkpoint", "lora", "quantize", "memory", "processes",
+    "parallel", "model", "planning", "preparation", "ensemble", "generation", "warm", "scoring", "attribution",
+    "tokenizer", "dialogue", "long_conversations", "presentable", "pretrained", "conversion", "parlai_conversion",
+    "verification", "safety", "responses", "chatbot", "data", "evaluation",
     "training", "offline", "run_exported", "export", "plotting", "cli",
 ]  # fmt: skip
 PACKAGE = Path(blenderbot_jax.__file__).parent

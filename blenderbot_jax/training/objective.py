@@ -60,7 +60,9 @@ def summed(
 
 
 def _of(log_probs: jax.Array, ids: jax.Array) -> jax.Array:
-    return jnp.take_along_axis(log_probs, ids[..., None], axis=-1)[..., 0]
+    """[B, T]: each place's number at its id. As a sum: its gradient is elementwise, where that of a lookup scatters."""
+    chosen = jnp.arange(log_probs.shape[-1]) == ids[..., None]
+    return jnp.where(chosen, log_probs, 0).sum(axis=-1)
 
 
 def _unlikelihood(log_probs: jax.Array, labels: jax.Array, counted: jax.Array) -> jax.Array:

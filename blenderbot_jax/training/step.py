@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from blenderbot_jax.dense import densely
 from blenderbot_jax.lora import attach, init_lora
 from blenderbot_jax.model import IGNORED_LABEL, BlenderbotForConditionalGeneration, Params
 from blenderbot_jax.parallel import unsplit
@@ -173,7 +174,7 @@ def _gradients(
 
     def objective(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         params = assemble(trained, frozen, config)
-        sums = summed(model, params if mesh is None else unsplit(mesh, params), part, config, key)
+        sums = summed(model, densely(params) if mesh is None else unsplit(mesh, params), part, config, key)
         return sums.objective / count, sums
 
     gradient = jax.grad(objective, has_aux=True)
