@@ -1,39 +1,37 @@
 """Train the small BlenderBot that comes with the package, from dialogues to a checkpoint folder.
 
-    python examples/train_demo.py --data DIALOGUES --out blenderbot_jax/demo
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 python examples/train_demo.py --data DIALOGUES --out blenderbot_jax/demo
 
 DIALOGUES holds JSON Lines files, one dialogue a line: {"turns": [{"speaker": "A", "text": ...}, ...], "personas"?:
-{"A": [...], "B": [...]}}, named NAME.train.jsonl and NAME.valid.jsonl. About 45 minutes on two CPU cores. Progress is
+{"A": [...], "B": [...]}}, named NAME.train.jsonl and NAME.valid.jsonl; what has neither ending is small talk, which is
+learned more often. About an hour and a half on two CPU cores, with huge pages where the system has them. Progress is
 kept under --work: a run that was stopped goes on where it was.
 
-Two stages: `tokenizer` (a byte-level BPE of 4,000 tokens) and `model` (cross-entropy on each reply given the dialogue
-before it, AdamW with warm-up and linear decay). At the end the folder is written and the held-out perplexity printed.
+Two stages: a byte-level BPE of 4,000 tokens, then the model, by `blenderbot_jax.training`. At the end the folder is
+written, with a card that says how it does on dialogues that it has not seen.
 """
 
-import itertools
 import json
 import re
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from blenderbot_jax.chatbot import Chatbot
+from blenderbot_jax import BlenderbotConfig, BlenderbotForConditionalGeneration, Chatbot, GenerationConfig
 from blenderbot_jax.checkpoint import save_pretrained
-from blenderbot_jax.config import BlenderbotConfig
+from blenderbot_jax.data import Batches, Dialogue, Example, corpus_examples, dialogue_examples, read_dialogues
 from blenderbot_jax.dialogue import DialogueLayout, persona_block
-from blenderbot_jax.files import replacing, write_text
-from blenderbot_jax.generation import GenerationConfig
-from blenderbot_jax.model import IGNORED_LABEL, BlenderbotForConditionalGeneration, Params
+from blenderbot_jax.evaluation import Report, evaluate
+from blenderbot_jax.files import write_text
 from blenderbot_jax.tokenizer import BlenderbotTokenizer
+from blenderbot_jax.training import TrainingConfig, draw_curves, fit, read_log
 
 CONFIG = BlenderbotConfig(
     vocab_size=4000,
@@ -46,34 +44,25 @@ CONFIG = BlenderbotConfig(
     decoder_ffn_dim=768,
     scale_embedding=True,
 )
+TRAINING = TrainingConfig(
+    steps=10_000,
+    batch_size=96,
+    learning_rate=2e-3,
+    warmup_steps=300,
+    b2=0.98,
+    weight_decay=0.01,
+    clip_norm=1.0,
+    validate_every=500,
+)
 # A small model is at its best in short replies, and wider beams take it to ever safer ones; its folder says so.
 DECODING = GenerationConfig.recipe(num_beams=3, min_length=10, max_length=40)
-SOURCE_WIDTHS = (32, 64, 128)
-TARGET_WIDTHS = (16, 32, 48)
-# How much of the dialogue an example shows: mostly the last turns, sometimes all that fits.
-HISTORY_TOKENS, HISTORY_SHARES = (32, 64, 128), (0.65, 0.25, 0.1)
-PERSONA_SHARE = 0.25
+SOURCE_WIDTHS, TARGET_WIDTHS = (32, 64, 128), (16, 32, 48)
+# How much of a dialogue its examples show: mostly the last turns, sometimes all that fits; drawn anew for every view.
+HISTORY_SHARES, VIEWS = (0.65, 0.25, 0.1), 4
+PERSONA_SHARE, LONGEST_PERSONA = 0.25, 96
 SMALL_TALK_REPEATS = 4
-TOKENS_PER_BATCH, STEPS = 6144, 3300
-PEAK_LEARNING_RATE, WARM_UP_STEPS = 1.5e-3, 200
+VALIDATED, ANSWERED = 1500, 300
 PROFANITY = re.compile(r"\b(fuck\w*|motherf\w*|cunt\w*|nigg\w*|faggot\w*|bitch\w*|shit\w*)\b", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """Cleaned turns with their speakers, and the speakers' personas."""
-
-    turns: tuple[tuple[str, str], ...]
-    personas: dict[str, list[str]]
-    small_talk: bool
-
-
-@dataclass(frozen=True)
-class Example:
-    """What the encoder reads and what the decoder should say, as ids."""
-
-    source: tuple[int, ...]
-    target: tuple[int, ...]
 
 
 def clean(text: str) -> str:
@@ -86,22 +75,34 @@ def clean(text: str) -> str:
     return " ".join(text.replace("\u2019", "'").split())
 
 
-def read_dialogues(data: Path, split: str) -> list[Dialogue]:
-    """All dialogues of a split, in file order; those with strong profanity are left out."""
-    names = sorted(data.glob(f"*.{split}.jsonl"))
-    if split == "train":
-        names += sorted(path for path in data.glob("*.jsonl") if path.name.count(".") == 1)
-    if not names:
-        raise click.UsageError(f"{data} has no *.{split}.jsonl")
-    dialogues = []
-    for path in names:
-        small_talk = path.name.count(".") == 1
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            turns = tuple((turn["speaker"], clean(turn["text"])) for turn in record["turns"])
-            if not PROFANITY.search(" ".join(text for _, text in turns)):
-                dialogues.append(Dialogue(turns, record.get("personas") or {}, small_talk))
-    return dialogues
+def cleaned(paths: list[Path]) -> list[Dialogue]:
+    """The dialogues of some files, in their order; those with strong profanity are left out."""
+    found = []
+    for dialogue in read_dialogues([str(path) for path in paths]):
+        turns = tuple((speaker, clean(text)) for speaker, text in dialogue.turns)
+        if not PROFANITY.search(" ".join(text for _, text in turns)):
+            found.append(replace(dialogue, turns=turns))
+    return found
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """What there is to learn from, and to be judged by."""
+
+    train: list[Dialogue]
+    small_talk: list[Dialogue]
+    valid: Mapping[str, list[Dialogue]]
+    """By corpus."""
+
+    @classmethod
+    def read(cls, data: Path) -> "Corpora":
+        """From a folder of JSON Lines files."""
+        valid = {path.name.split(".")[0]: cleaned([path]) for path in sorted(data.glob("*.valid.jsonl"))}
+        train = sorted(data.glob("*.train.jsonl"))
+        if not train or not valid:
+            raise click.UsageError(f"{data} has no *.train.jsonl, or no *.valid.jsonl")
+        small_talk = sorted(path for path in data.glob("*.jsonl") if path.name.count(".") == 1)
+        return cls(cleaned(train), cleaned(small_talk) if small_talk else [], valid)
 
 
 def train_tokenizer(dialogues: list[Dialogue], folder: Path) -> BlenderbotTokenizer:
@@ -126,109 +127,31 @@ def train_tokenizer(dialogues: list[Dialogue], folder: Path) -> BlenderbotTokeni
     return tokenizer
 
 
-def make_examples(dialogues: list[Dialogue], tokenizer: BlenderbotTokenizer, seed: int) -> list[Example]:
-    """One example for every reply that is short enough, with a random length of history before it."""
-    rng = np.random.default_rng(seed)
+def views(dialogues: list[Dialogue], tokenizer: BlenderbotTokenizer, rng: np.random.Generator) -> Iterator[Example]:
+    """One example for every reply that is short enough; each dialogue's with as much history as chance gives it."""
     layout = DialogueLayout.of(tokenizer)
-    examples = []
     for dialogue in dialogues:
-        ids = [layout.read(tokenizer, text) for _, text in dialogue.turns]
-        personas = {who: layout.read(tokenizer, persona_block(p)) for who, p in dialogue.personas.items() if p}
-        for i in range(1, len(ids)):
-            if not ids[i] or not ids[i - 1] or len(ids[i]) >= TARGET_WIDTHS[-1]:
-                continue
-            persona = personas.get(dialogue.turns[i][0])
-            pinned = [persona] if persona and len(persona) < 96 and rng.random() < PERSONA_SHARE else []
-            limit = HISTORY_TOKENS[-1] if pinned else int(rng.choice(HISTORY_TOKENS, p=HISTORY_SHARES))
-            history = [turn for turn in ids[:i] if turn]
-            example = Example(layout.fit(pinned, history, limit).input_ids, (*ids[i], CONFIG.eos_token_ids[0]))
-            examples += [example] * (SMALL_TALK_REPEATS if dialogue.small_talk else 1)
-    return examples
+        lengths = [len(layout.read(tokenizer, persona_block(lines))) for lines in dialogue.personas.values() if lines]
+        persona = bool(lengths) and max(lengths) < LONGEST_PERSONA and rng.random() < PERSONA_SHARE
+        room = SOURCE_WIDTHS[-1] if persona else int(rng.choice(SOURCE_WIDTHS, p=HISTORY_SHARES))
+        made = dialogue_examples(
+            dialogue, tokenizer, persona=persona, layout=layout, max_source=room, max_target=TARGET_WIDTHS[-1]
+        )
+        yield from (example for example in made if not example.dropped_labels)
 
 
-def batches(examples: list[Example], rng: np.random.Generator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """One epoch in random order: (source ids [B, S] padded with 0, labels [B, T] padded with -100)."""
-    groups: dict[tuple[int, int], list[Example]] = {}
-    for i in rng.permutation(len(examples)):
-        example = examples[i]
-        S = next(width for width in SOURCE_WIDTHS if len(example.source) <= width)
-        T = next(width for width in TARGET_WIDTHS if len(example.target) <= width)
-        groups.setdefault((S, T), []).append(example)
-    planned = []
-    for (S, T), group in groups.items():
-        B = TOKENS_PER_BATCH // (S + T) // 8 * 8
-        planned += [(S, T, group[start : start + B]) for start in range(0, len(group) - B + 1, B)]
-    for i in rng.permutation(len(planned)):
-        S, T, group = planned[i]
-        yield pad([e.source for e in group], S, 0), pad([e.target for e in group], T, IGNORED_LABEL)
-
-
-def pad(rows: list[tuple[int, ...]], width: int, filler: int) -> np.ndarray:
-    """Rows of unequal length as one int32 array [B, width]."""
-    out = np.full((len(rows), width), filler, np.int32)
-    for row, ids in zip(out, rows, strict=True):
-        row[: len(ids)] = ids
-    return out
-
-
-def perplexity(model: BlenderbotForConditionalGeneration, params: Params, examples: list[Example]) -> float:
-    """exp of the mean loss in nats per reply token, `</s>` included."""
-
-    @jax.jit
-    def total(params: Params, source: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        count = (labels != IGNORED_LABEL).sum()
-        return model.apply({"params": params}, source, source != 0, labels=labels).loss * count, count
-
-    sums = [total(params, source, labels) for source, labels in batches(examples, np.random.default_rng(0))]
-    losses, counts = (np.array(column, np.float64).sum() for column in zip(*sums, strict=True))
-    return float(np.exp(losses / counts))
-
-
-def save_progress(path: Path, state: Any, step: int) -> None:
-    """All leaves of the training state, in tree order."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, step=step, **{str(i): leaf for i, leaf in enumerate(jax.tree.leaves(state))})
-
-
-def load_progress(path: Path, state: Any) -> tuple[Any, int]:
-    """The state saved by `save_progress`, in the shape of `state`."""
-    with np.load(path) as saved:
-        leaves = [jnp.asarray(saved[str(i)]) for i in range(len(jax.tree.leaves(state)))]
-        return jax.tree.unflatten(jax.tree.structure(state), leaves), int(saved["step"])
-
-
-def train(examples: list[Example], steps: int, progress: Path) -> Params:
-    """Cross-entropy on the replies; returns the parameters after the last step."""
-    model = BlenderbotForConditionalGeneration(CONFIG)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, PEAK_LEARNING_RATE, WARM_UP_STEPS, steps, 1e-5)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
-    params = model.init_params(jax.random.key(0))
-    state, done = (params, optimizer.init(params)), 0
-    if progress.exists():
-        state, done = load_progress(progress, state)
-    click.echo(f"{len(examples)} examples, {steps} steps, {sum(x.size for x in jax.tree.leaves(params)):,} parameters")
-
-    @jax.jit
-    def train_step(state: Any, source: jax.Array, labels: jax.Array) -> tuple[Any, jax.Array]:
-        params, moments = state
-        loss, gradients = jax.value_and_grad(
-            lambda params: model.apply({"params": params}, source, source != 0, labels=labels).loss
-        )(params)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), moments), loss
-
-    started, losses = time.monotonic(), []
-    endless = (batch for epoch in itertools.count() for batch in batches(examples, np.random.default_rng(epoch)))
-    for step, (source, labels) in enumerate(itertools.islice(endless, steps), start=1):
-        if step <= done:
-            continue
-        state, loss = train_step(state, source, labels)
-        losses.append(float(loss))
-        if step % 100 == 0:
-            click.echo(f"step {step}/{steps} loss {np.mean(losses[-100:]):.3f} {time.monotonic() - started:.0f} s")
-        if step % 300 == 0 or step == steps:
-            save_progress(progress, state, step)
-    return state[0]
+def batches(corpora: Corpora, tokenizer: BlenderbotTokenizer) -> tuple[Batches, Batches]:
+    """What is learned, several views of every dialogue; and some that is not, to follow how it goes."""
+    rng = np.random.default_rng(TRAINING.seed)
+    shaped = partial(Batches, source_widths=SOURCE_WIDTHS, target_widths=TARGET_WIDTHS)
+    dialogues = corpora.train + SMALL_TALK_REPEATS * corpora.small_talk
+    learned = (example for _ in range(VIEWS) for example in views(dialogues, tokenizer, rng))
+    unseen = [example for some in corpora.valid.values() for example in views(some, tokenizer, rng)]
+    chosen = [unseen[place] for place in rng.permutation(len(unseen))[:VALIDATED]]
+    return (
+        shaped(learned, TRAINING.batch_size, seed=TRAINING.seed),
+        shaped(chosen, TRAINING.batch_size, shuffle=False),
+    )
 
 
 CARD = """# The bundled model
@@ -241,9 +164,21 @@ It is there so that the package can be tried and tested without a download. It k
 up, and its replies are those of the people and the language model whose dialogues it has read; do not rely on it for
 anything.
 
-Trained from scratch by `examples/train_demo.py`, which reproduces it from the dialogues: {steps} steps, about
-{tokens:.1f} million reply tokens, on two CPU cores. Held-out perplexity: **{perplexity:.2f}** per reply token, over
-{replies:,} replies of dialogues it has not seen, in its own vocabulary.
+Trained from scratch by `examples/train_demo.py`, which reproduces it from the dialogues: {t.steps:,} steps of
+{t.batch_size} examples on two CPU cores.
+
+![Loss, held-out perplexity, learning rate and tokens a second by step](curves.svg)
+
+## On dialogues that it has not seen
+
+Perplexity per reply token, `</s>` included, in its own vocabulary, each reply after all of its dialogue that fits.
+Distinct-n, within and across replies, and words a reply, are of its own replies to the first {answered} turns of each.
+
+    blenderbot-jax eval DIALOGUES/*.valid.jsonl
+
+| dialogues | replies | perplexity | token accuracy | distinct-1, -2 within | across | words |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: |
+{scores}
 
 ## Data
 
@@ -262,7 +197,7 @@ Its own settings (`generation_config.json`), each prompt on its own.
 
 | prompt | reply |
 | --- | --- |
-{table}
+{replies}
 """
 CARD_PROMPTS = (
     "Hello, how are you?",
@@ -288,41 +223,70 @@ CARD_PROMPTS = (
 )
 
 
-def write_card(out: Path, steps: int, target_tokens: float, held_out: float, replies: int) -> None:
-    """Write the model card, with what the stored model answers."""
+def write_card(out: Path, data: Path, steps: int) -> Report:
+    """Judge the stored model, in half precision as it is, and write its card; gives what it was found to score."""
     bot = Chatbot.from_pretrained(out)
-    rows = zip(CARD_PROMPTS, bot.replies(CARD_PROMPTS), strict=True)
+    tokenizer, positions = bot.checkpoint.tokenizer, CONFIG.max_position_embeddings
+    unseen = {
+        path.name.split(".")[0]: [
+            *corpus_examples(read_dialogues(path), tokenizer, max_source=positions, max_target=positions)
+        ]
+        for path in sorted(data.glob("*.valid.jsonl"))
+    }
+    report = evaluate(bot, unseen, metrics=(), batch_size=64)
+    own = evaluate(bot, {name: some[:ANSWERED] for name, some in unseen.items()}, metrics=("distinct", "length"))
+    pairs = [(name, report.by_corpus[name], own.by_corpus[name]) for name in unseen]
+    scores = []
+    for name, given, said in [*pairs, ("**in all**", report.in_all, own.in_all)]:
+        n, m = given.likelihood, said.metrics
+        within, across = (
+            f"{m[f'{kind}distinct-1']:.3f}, {m[f'{kind}distinct-2']:.3f}" for kind in ("intra", "inter")
+        )
+        scores.append(
+            f"| {name} | {n.examples:,} | {n.perplexity:.2f} | {n.token_accuracy:.3f} | {within} | {across} | "
+            f"{m['words']:.1f} |"
+        )
+    answers = zip(CARD_PROMPTS, bot.replies(CARD_PROMPTS), strict=True)
     text = CARD.format(
         c=CONFIG,
+        t=TRAINING.replace(steps=steps),
         parameters=sum(leaf.size for leaf in jax.tree.leaves(bot.checkpoint.params)),
-        steps=steps,
-        tokens=target_tokens / 1e6,
-        perplexity=held_out,
-        replies=replies,
-        table="\n".join(f"| {prompt} | {reply} |" for prompt, reply in rows),
+        answered=ANSWERED,
+        scores="\n".join(scores),
+        replies="\n".join(f"| {prompt} | {reply} |" for prompt, reply in answers),
     )
     write_text(out / "README.md", text)
+    return report
 
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=Path(".demo-training"))
-@click.option("--steps", type=click.IntRange(min=WARM_UP_STEPS + 1), default=STEPS, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=TRAINING.steps, show_default=True)
 def main(data: Path, out: Path, work: Path, steps: int) -> None:
     """Train and write the checkpoint folder."""
-    dialogues, held_out = read_dialogues(data, "train"), read_dialogues(data, "valid")
-    tokenizer = train_tokenizer(dialogues, work / "tokenizer")
-    examples, valid = make_examples(dialogues, tokenizer, seed=0), make_examples(held_out, tokenizer, seed=1)
-    params = train(examples, steps, work / "progress.npz")
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
-    save_pretrained(out, CONFIG, half, DECODING, tokenizer)
-    # Judged as stored: in half precision, computed in float32.
+    corpora, run = Corpora.read(data), work / "run"
+    tokenizer = train_tokenizer(corpora.train + corpora.small_talk, work / "tokenizer")
+    learned, valid = batches(corpora, tokenizer)
+    click.echo(f"{len(learned.examples):,} examples in {len(learned):,} batches, {steps:,} steps")
     model = BlenderbotForConditionalGeneration(CONFIG)
-    held_out_perplexity = perplexity(model, half, valid)
-    click.echo(f"held-out perplexity {held_out_perplexity:.2f} over {len(valid)} replies")
-    seen = steps * sum(len(e.target) for e in examples) / sum(1 for _ in batches(examples, np.random.default_rng(0)))
-    write_card(out, steps, seen, held_out_perplexity, len(valid))
+    trained = fit(
+        model,
+        model.init_params(jax.random.key(TRAINING.seed)),
+        learned,
+        TRAINING.replace(steps=steps, warmup_steps=min(TRAINING.warmup_steps, steps // 10)),
+        valid=[*valid.epoch(0)],
+        folder=run,
+        resume=run.exists(),
+        logs=[lambda record: click.echo(json.dumps(record))],
+        log_every=100,
+    )
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), trained.weights)
+    save_pretrained(out, CONFIG, half, DECODING, tokenizer)
+    draw_curves(read_log(run), out / "curves.svg")
+    found = write_card(out, data, steps).in_all.likelihood
+    click.echo(f"held-out perplexity {found.perplexity:.2f} over {found.examples:,} replies")
 
 
 if __name__ == "__main__":
