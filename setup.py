@@ -23,7 +23,7 @@ def extensions() -> list[Extension]:
     library = Extension(
         "_blenderbot_jax_native",
         sources=["native/handlers.cc"],
-        depends=[f"native/{name}.h" for name in ("attention", "dense", "norms", "parallel", "products")],
+        depends=[f"native/{name}.h" for name in ("attention", "dense", "norms", "packing", "parallel", "products")],
         extra_compile_args=[*FLAGS, *INSTRUCTIONS, *WARNINGS, "-isystem", str(headers)],
         extra_link_args=["-static-libstdc++", "-static-libgcc", "-Wl,-s"],
         language="c++",

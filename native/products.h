@@ -12,23 +12,27 @@
 #include <cstdint>
 #include <cstring>
 
+#include "packing.h"
 #include "parallel.h"
 
 namespace blenderbot_jax {
 
 constexpr int64_t kColumns = 32;  // of a block: two registers of 16
-constexpr int64_t kRows = 12;     // of a panel: 24 sums and 2 registers of weights out of 32
 constexpr int64_t kRun = 4;       // blocks that a thread takes at a time, one after the other
 constexpr int64_t kAhead = 3072;  // bytes
-// What a thread does in a nanosecond, about: sums of a product, bytes read from memory, numbers of rows packed.
-constexpr int64_t kMultiplied = 30, kRead = 10, kPacked = 2;
+constexpr int64_t kManyPanels = 16;  // more of them do not stay in a processor's second cache
+constexpr int64_t kMostBlocks = 12;  // that a panel meets one after the other
+constexpr int64_t kTurns = 4;        // of each thread, at least
+// What a thread does in a nanosecond, about: sums of a product, bytes read from memory.
+constexpr int64_t kMultiplied = 30, kRead = 10;
 
 // A kind of kernel: `Weight` is its element in memory, `kPerUnit` how many of them meet 4 bytes of a row. A part of a block
-// `kDepth` units deep stays in a processor's second cache while panel after panel passes by.
+// `kDepth` units deep stays in a processor's second cache while panel after panel passes by; of `kMostBlocks` blocks, parts
+// `kShallow` units deep do.
 struct Float32 {
   using Weight = float;
   using Sum = __m512;
-  static constexpr int64_t kPerUnit = 1, kDepth = 1280;
+  static constexpr int64_t kPerUnit = 1, kDepth = 1280, kShallow = 384;
   static Sum Zero() { return _mm512_setzero_ps(); }
   static __m512 Load(const Weight* w) { return _mm512_loadu_ps(w); }
   static Sum Add(Sum sum, float x, __m512 w) { return _mm512_fmadd_ps(_mm512_set1_ps(x), w, sum); }
@@ -37,7 +41,7 @@ struct Float32 {
 // Widened in the register: half the bytes, sums in float32.
 struct BFloat16 : Float32 {
   using Weight = uint16_t;
-  static constexpr int64_t kDepth = 2560;
+  static constexpr int64_t kDepth = 2560, kShallow = 768;
   static __m512 Load(const Weight* w) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
@@ -48,7 +52,7 @@ struct BFloat16 : Float32 {
 struct Int8 {
   using Weight = uint8_t;
   using Sum = __m512i;
-  static constexpr int64_t kPerUnit = 4, kDepth = INT64_MAX;  // sums are finished once, from whole numbers
+  static constexpr int64_t kPerUnit = 4, kDepth = INT64_MAX, kShallow = INT64_MAX;  // sums are finished once, when whole
   static constexpr int32_t kOffset = 128;
   static Sum Zero() { return _mm512_setzero_si512(); }
   static __m512i Load(const Weight* w) { return _mm512_loadu_si512(w); }
@@ -101,33 +105,83 @@ inline void MultiplyPanel(int64_t count, const float* panel, const typename Kind
   }
 }
 
-// Rows in panels of nearly equal height.
-struct Panels {
-  explicit Panels(int64_t rows) : rows(rows), count((rows + kRows - 1) / kRows), height((rows + count - 1) / count) {}
-  int64_t Height(int64_t panel) const { return std::min(height, rows - panel * height); }
-  int64_t rows, count, height;
+// Sums of a panel and a block to where they belong: out [rows, features] = finish(sums, what an earlier part of the inner
+// size left there, row, column, lanes).
+template <typename Sum, typename Finish>
+inline void StoreSums(const Sum (&sums)[kRows][2], int64_t height, int64_t row, int64_t column, int64_t features, bool onto,
+                      float* out, const Finish& finish) {
+  for (int64_t m = 0; m < height; ++m) {
+    for (int side = 0; side < 2; ++side) {
+      const __mmask16 lanes = FirstLanes(features - column - 16 * side);
+      float* place = out + (row + m) * features + column + 16 * side;
+      const __m512 before = onto ? _mm512_maskz_loadu_ps(lanes, place) : _mm512_setzero_ps();
+      _mm512_mask_storeu_ps(place, lanes, finish(sums[m][side], before, row + m, column + 16 * side, lanes));
+    }
+  }
+}
+
+// Some neighbouring blocks, or the same part of each: block i lies i * `stride` weights after the first.
+template <typename Kind>
+struct Run {
+  const typename Kind::Weight* weights;
+  int64_t first, count, stride;
 };
 
-inline __mmask16 FirstLanes(int64_t count) {
-  return count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+// All panels with the units from `begin` on of a run of blocks: each panel stays in the first cache while it meets block
+// after block, and the blocks stay in the second (Goto and van de Geijn 2008, "Anatomy of high-performance matrix
+// multiplication"). `x` holds the rows panel by panel, within one unit by unit.
+template <typename Kind, typename Finish>
+void MultiplyRun(const float* x, const Panels& panels, int64_t units, int64_t begin, int64_t depth, const Run<Kind>& run,
+                 int64_t features, float* out, const Finish& finish) {
+  typename Kind::Sum sums[kRows][2];
+  for (int64_t p = 0; p < panels.count; ++p) {
+    const int64_t row = p * panels.height, height = panels.Height(p);
+    const float* panel = x + row * units + begin * height;
+    const float* next = p + 1 < panels.count ? panel + height * units : panel;
+    for (int64_t i = 0; i < run.count; ++i) {
+      // A piece of the next panel is fetched beside each block.
+      const Ahead ahead{reinterpret_cast<const char*>(next + i * height * depth / run.count),
+                        height * static_cast<int64_t>(sizeof(float)) / run.count};
+      MultiplyPanel<Kind>(height, panel, run.weights + i * run.stride, depth, ahead, sums);
+      StoreSums(sums, height, row, (run.first + i) * kColumns, features, begin > 0, out, finish);
+    }
+  }
+}
+
+// How many blocks a thread takes at once where panels are many: what it works on fits its second cache, and every thread
+// has several turns, so that none waits long for another.
+inline int64_t BlocksAtOnce(const xla::ffi::ThreadPool& pool, int64_t block_count) {
+  return std::clamp<int64_t>(block_count / (kTurns * pool.num_threads()), 1, kMostBlocks);
 }
 
 // out [rows, features] = finish(panel's sums, what is there so far, row, column, lanes); `x` holds the rows panel by panel,
 // within one unit by unit.
 //
 // Weights come from memory while something else is multiplied: for a single panel some kilobytes ahead, where the processor,
-// which stops at a page's end, has not been; for several panels the next part of the run, a piece with each.
+// which stops at a page's end, has not been; for several panels the next part of the run, a piece with each. Many panels do
+// not stay in a cache themselves, so they come in the outer loop.
 template <typename Kind, typename Finish>
 void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, const typename Kind::Weight* blocks,
                     int64_t block_count, int64_t units, int64_t features, float* out, const Finish& finish) {
   constexpr int64_t unit_size = Kind::kPerUnit * kColumns, unit_bytes = unit_size * sizeof(typename Kind::Weight);
-  const int64_t run = panels.count == 1 ? 1 : kRun, bytes = block_count * units * unit_bytes;
+  const bool many = panels.count > kManyPanels;
+  const int64_t size = panels.count == 1 ? 1 : many ? BlocksAtOnce(pool, block_count) : kRun;
+  const int64_t bytes = block_count * units * unit_bytes;
   // By arithmetic, or by reading the weights from memory.
   const int64_t nanoseconds = std::max(panels.rows * bytes / (4 * kMultiplied), bytes / kRead);
-  ForEach(pool, (block_count + run - 1) / run, nanoseconds, [&](int64_t r) {
+  ForEach(pool, (block_count + size - 1) / size, nanoseconds, [&](int64_t r) {
+    if (many) {
+      const int64_t first = r * size, count = std::min(size, block_count - first);
+      for (int64_t begin = 0, depth; begin < units; begin += depth) {
+        depth = std::min(Kind::kShallow, units - begin);
+        const Run<Kind> run{blocks + (first * units + begin) * unit_size, first, count, units * unit_size};
+        MultiplyRun(x, panels, units, begin, depth, run, features, out, finish);
+      }
+      return;
+    }
     typename Kind::Sum sums[kRows][2];
-    const int64_t end = std::min((r + 1) * run, block_count) * units;  // in units, as if all blocks were one column
-    for (int64_t at = r * run * units, depth; at < end; at += depth) {
+    const int64_t end = std::min((r + 1) * size, block_count) * units;  // in units, as if all blocks were one column
+    for (int64_t at = r * size * units, depth; at < end; at += depth) {
       const int64_t b = at / units, begin = at % units;
       depth = std::min(Kind::kDepth, units - begin);
       const auto* part = blocks + at * unit_size;
@@ -137,41 +191,10 @@ void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& pa
         const Ahead ahead = panels.count == 1 ? Ahead{reinterpret_cast<const char*>(part) + kAhead, unit_bytes}
                                               : Ahead{next + p * depth * unit_bytes / panels.count, unit_bytes / panels.count};
         MultiplyPanel<Kind>(height, x + first * units + begin * height, part, depth, ahead, sums);
-        for (int64_t m = 0; m < height; ++m) {
-          for (int side = 0; side < 2; ++side) {
-            const int64_t column = b * kColumns + 16 * side;
-            const __mmask16 lanes = FirstLanes(features - column);
-            float* place = out + (first + m) * features + column;
-            const __m512 before = begin == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, place);
-            _mm512_mask_storeu_ps(place, lanes, finish(sums[m][side], before, first + m, column, lanes));
-          }
-        }
+        StoreSums(sums, height, first, b * kColumns, features, begin > 0, out, finish);
       }
     }
   });
-}
-
-// Rows [rows, inner] panel by panel, as products in float32 or bfloat16 read them; a single row is a panel as it is.
-inline const float* Pack(xla::ffi::ThreadPool& pool, const float* x, const Panels& panels, int64_t inner, float* room) {
-  if (panels.rows == 1) return x;
-  ForEach(pool, panels.count, panels.rows * inner / kPacked, [&](int64_t p) {
-    const int64_t first = p * panels.height, height = panels.Height(p);
-    const float* from = x + first * inner;
-    float* to = room + first * inner;
-    const int64_t even_rows = height - height % 4, even_inner = inner - inner % 4;
-    for (int64_t i = 0; i < even_inner; i += 4) {  // four rows, four numbers of each
-      for (int64_t m = 0; m < even_rows; m += 4) {
-        __m128 four[4];
-        for (int k = 0; k < 4; ++k) four[k] = _mm_loadu_ps(from + (m + k) * inner + i);
-        _MM_TRANSPOSE4_PS(four[0], four[1], four[2], four[3]);
-        for (int k = 0; k < 4; ++k) _mm_storeu_ps(to + (i + k) * height + m, four[k]);
-      }
-    }
-    for (int64_t i = 0; i < inner; ++i) {
-      for (int64_t m = i < even_inner ? even_rows : 0; m < height; ++m) to[i * height + m] = from[m * inner + i];
-    }
-  });
-  return room;
 }
 
 // Packed rows times a kernel in float32 or bfloat16.
