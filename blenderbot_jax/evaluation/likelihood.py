@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax.checks import check_ids
+from blenderbot_jax.dense import densely
 from blenderbot_jax.model import IGNORED_LABEL, shift_tokens_right
 from blenderbot_jax.model.objective import label_log_probs
+from blenderbot_jax.parallel import mesh_of
 
 _NAMES = ("input_ids", "attention_mask", "labels")
 
@@ -86,9 +88,10 @@ def likelihood(model: Any, params: Any, batches: Iterable[Mapping[str, Any]]) ->
         (3, 1, True)
     """
     total, pending = Likelihood(), None
+    whole = isinstance(params, Mapping) and mesh_of(params) is None
     for batch in batches:
         # Fetched one batch late, so that the device need not wait for the host.
-        running = _sums(model, params, _checked(model, batch))
+        running = _sums(model, whole, params, _checked(model, batch))
         total += _fetched(pending)
         pending = running
     total += _fetched(pending)
@@ -108,9 +111,13 @@ def _checked(model: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in _NAMES}
 
 
-@partial(jax.jit, static_argnums=0)
-def _sums(model: Any, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
-    """Scalars, so that every process of a sharded program holds them: nats, correct, tokens, examples."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _sums(model: Any, whole: bool, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+    """Scalars, so that every process of a sharded program holds them: nats, correct, tokens, examples.
+
+    Parameters that lie whole on one device are multiplied as training multiplies them.
+    """
+    params = densely(params) if whole else params
     labels = jnp.asarray(batch["labels"])
     read = shift_tokens_right(labels, model.config)
     logits = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], read).logits
