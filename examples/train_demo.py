@@ -239,9 +239,7 @@ def write_card(out: Path, data: Path, steps: int) -> Report:
     scores = []
     for name, given, said in [*pairs, ("**in all**", report.in_all, own.in_all)]:
         n, m = given.likelihood, said.metrics
-        within, across = (
-            f"{m[f'{kind}distinct-1']:.3f}, {m[f'{kind}distinct-2']:.3f}" for kind in ("intra", "inter")
-        )
+        within, across = (f"{m[f'{kind}distinct-1']:.3f}, {m[f'{kind}distinct-2']:.3f}" for kind in ("intra", "inter"))
         scores.append(
             f"| {name} | {n.examples:,} | {n.perplexity:.2f} | {n.token_accuracy:.3f} | {within} | {across} | "
             f"{m['words']:.1f} |"

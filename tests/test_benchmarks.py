@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import compare, cost_curves, records, roofline, tables, text_speed
+from benchmarks import compare, cost_curves, records, roofline, tables, text_speed, training_speed
 from benchmarks.calls import Call
 from benchmarks.options import Setup
 from benchmarks.pool import Definition, Pool, Variant, groups
@@ -219,3 +219,16 @@ def test_a_process_that_ends_is_a_program_left_out(tmp_path):
         variant = Variant(Definition("broken", "ours", python="false"), "f32")
         assert pool.ready([variant], TINY, lambda text: None) == []
         assert "its process ended" in pool.refused["broken-f32", TINY]
+
+
+def test_training_is_measured_on_the_same_examples_however_they_are_put_together(data_folder, monkeypatch):
+    monkeypatch.setenv("BLENDERBOT_JAX_DATA", str(data_folder))
+    given = training_speed.real_batches(4, 5)
+    assert [*given] == ["ours", "pytorch", "pytorch, by length"]
+    assert len({training_speed.tokens_of(batches) for batches in given.values()}) == 1
+    for batches in given.values():
+        labels = sorted(tuple(row[row >= 0]) for batch in batches for row in batch["labels"] if (row >= 0).any())
+        assert len(labels) == 20
+        assert labels == sorted(tuple(row[row >= 0]) for batch in given["pytorch"] for row in batch["labels"])
+    widths = [batch["input_ids"].shape[1] for batch in given["pytorch, by length"]]
+    assert widths == sorted(widths, reverse=True)
