@@ -79,8 +79,12 @@ def padded(examples: Sequence[Example]) -> Batch:
 
 
 def tokens_of(given: Sequence[Batch]) -> int:
-    """Tokens read and learned, without padding."""
-    return sum(int(batch["attention_mask"].sum() + (batch["labels"] != IGNORED_LABEL).sum()) for batch in given)
+    """Tokens read and learned; without padding, and without rows that only fill a batch."""
+    return sum(
+        int(batch["attention_mask"][(batch["labels"] != IGNORED_LABEL).any(axis=1)].sum())
+        + int((batch["labels"] != IGNORED_LABEL).sum())
+        for batch in given
+    )
 
 
 def ours(size: str, given: list[Batch], precision: str) -> tuple[Callable[[], float], float]:
