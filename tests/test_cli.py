@@ -11,35 +11,18 @@ from pathlib import Path
 
 import jax
 import pytest
-from click.testing import CliRunner
 
 import blenderbot_jax
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli import main
 from blenderbot_jax.dialogue import Conversation, Turn
 from blenderbot_jax.responses import Response
+from tests.commands import Typed
 from tests.talking import echoing, saying
 
 FAST = ("--beams", "1", "--max-length", "12")
-
-
-def run(*arguments, stdin=None):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin, prog_name="blenderbot-jax")
-
-
-def output(*arguments, stdin=None):
-    result = run(*arguments, stdin=stdin)
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def refusal(*arguments, stdin=None):
-    result = run(*arguments, stdin=stdin)
-    assert result.exit_code == 2, result.output
-    [line] = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    return line
+TYPED = Typed(main)
+run, output, refusal = TYPED.run, TYPED.output, TYPED.refusal
 
 
 @pytest.fixture

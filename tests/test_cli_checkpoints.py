@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from safetensors.numpy import load_file
 
 from blenderbot_jax.checkpoint import CheckpointError, save_pretrained
@@ -16,25 +15,10 @@ from blenderbot_jax.cli.info import cache_numbers
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.verification import UTTERANCES, Comparison
 from tests.checkpoint_files import random_tensors, tree_of, write, write_index
+from tests.commands import Typed
 
-
-def run(*arguments, stdin=None):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin, prog_name="blenderbot-jax")
-
-
-def output(*arguments, code=0, stdin=None):
-    result = run(*arguments, stdin=stdin)
-    assert result.exit_code == code, result.output
-    assert result.stderr == ""
-    return result.stdout
-
-
-def refusal(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    [line] = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    return line
+TYPED = Typed(main)
+run, output, refusal = TYPED.run, TYPED.output, TYPED.refusal
 
 
 # convert

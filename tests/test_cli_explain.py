@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from blenderbot_jax.attribution import attribution
 from blenderbot_jax.chatbot import Chatbot
@@ -14,30 +13,15 @@ from blenderbot_jax.model import BlenderbotForConditionalGeneration
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.scoring import token_log_probs
 from blenderbot_jax.tokenizer import BlenderbotSmallTokenizer
+from tests.commands import Typed
 from tests.golden.fill import golden_params
 from tests.test_tokenizer_small import MERGES, VOCAB
 
 CONTEXT, REPLY = "Do you like dogs? You do?", "I love dogs."
 SHOWN = ("Do", "you", "like", "dogs", "?#1", "You", "do", "?#2", "</s>")
 WEIGHT = re.compile(r"(\S+) ([-+]\d+\.\d\d|\d+%)")
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, ["explain", *map(str, arguments)], prog_name="blenderbot-jax")
-
-
-def output(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def refusal(*arguments):
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    [line] = result.stderr.splitlines()
-    return line
+TYPED = Typed(main, ("explain",))
+run, output, refusal = TYPED.run, TYPED.output, TYPED.refusal
 
 
 def rows(text):

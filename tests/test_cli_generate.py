@@ -8,36 +8,18 @@ from dataclasses import replace
 
 import jax
 import pytest
-from click.testing import CliRunner
 
 from blenderbot_jax.chatbot import Chatbot
 from blenderbot_jax.cli.errors import as_script
 from blenderbot_jax.cli.generate import generate
 from blenderbot_jax.generation import Packing
 from blenderbot_jax.offline import corpus, prepared
+from tests.commands import Typed
 
 FAST = ("--beams", 1, "--max-length", 12)
 TEXTS = ("Hi!", "Do you like music?", "Yes.", "I am tired.", "No.", "I love dogs.")
-
-
-def run(*arguments, stdin=None):
-    command = as_script(generate, generate.help)
-    return CliRunner().invoke(command, [str(argument) for argument in arguments], input=stdin, prog_name="generate")
-
-
-def output(*arguments, stdin=None):
-    result = run(*arguments, stdin=stdin)
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def refusal(*arguments, stdin=None):
-    result = run(*arguments, stdin=stdin)
-    assert result.exit_code == 2, result.output
-    [line] = result.stderr.splitlines()
-    assert line.startswith("Error: ")
-    return line
+TYPED = Typed(as_script(generate, generate.help), name="generate")
+run, output, refusal = TYPED.run, TYPED.output, TYPED.refusal
 
 
 @pytest.fixture
