@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from blenderbot_jax.training.config import TrainingConfig
@@ -31,9 +32,32 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
         config: how to train.
     """
     rate = learning_rate(config)
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    clip = optax.identity() if config.clip_norm is None else _clipped(config.clip_norm)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays) if config.weight_decay else optax.identity()
     return optax.chain(clip, _scaled(config), decay, optax.scale_by_learning_rate(rate))
+
+
+def length(tree: Any) -> jax.Array:
+    """The length of all gradients as one vector.
+
+    Args:
+        tree: gradients.
+    """
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(tree)))
+
+
+def _clipped(longest: float) -> optax.GradientTransformation:
+    """Gradients no longer than that, by one factor, as PyTorch's `clip_grad_norm_` has it.
+
+    optax's own divides each number, which XLA computes in a pass of its own; a factor it multiplies where it is needed.
+    """
+
+    def update(gradients: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        del params
+        factor = jnp.minimum(longest / jnp.maximum(length(gradients), longest), 1.0)
+        return jax.tree.map(lambda leaf: leaf * factor, gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _scaled(config: TrainingConfig) -> optax.GradientTransformation:

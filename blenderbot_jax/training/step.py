@@ -14,7 +14,7 @@ from blenderbot_jax.model import IGNORED_LABEL, BlenderbotForConditionalGenerati
 from blenderbot_jax.parallel import unsplit
 from blenderbot_jax.training.config import TrainingConfig
 from blenderbot_jax.training.objective import Sums, summed
-from blenderbot_jax.training.optimizer import learning_rate, make_optimizer
+from blenderbot_jax.training.optimizer import learning_rate, length, make_optimizer
 
 Batch = dict[str, Any]
 
@@ -127,7 +127,7 @@ def train_step(
         loss=sums.loss / count,
         objective=sums.objective / count,
         tokens=sums.tokens,
-        gradient_norm=jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradients))),
+        gradient_norm=length(gradients),
         learning_rate=jnp.asarray(learning_rate(config)(state.step), jnp.float32) * state.rate_scale,
     )
     average = _averaged(state.average, trained, config)
