@@ -4,7 +4,7 @@
 
 DIALOGUES holds JSON Lines files, one dialogue a line: {"turns": [{"speaker": "A", "text": ...}, ...], "personas"?:
 {"A": [...], "B": [...]}}, named NAME.train.jsonl and NAME.valid.jsonl; what has neither ending is small talk, which is
-learned more often. About an hour and a half on two CPU cores, with huge pages where the system has them. Progress is
+learned more often. About an hour and a quarter on two CPU cores, with huge pages where the system has them. Progress is
 kept under --work: a run that was stopped goes on where it was.
 
 Two stages: a byte-level BPE of 4,000 tokens, then the model, by `blenderbot_jax.training`. At the end the folder is
@@ -45,7 +45,7 @@ CONFIG = BlenderbotConfig(
     scale_embedding=True,
 )
 TRAINING = TrainingConfig(
-    steps=10_000,
+    steps=6_600,
     batch_size=96,
     learning_rate=2e-3,
     warmup_steps=300,
