@@ -2,7 +2,7 @@
 
     python -m benchmarks.quantized_quality --data DIALOGUES
 
-DIALOGUES holds files NAME.valid.jsonl as `examples/train_demo.py` reads them. Contexts and replies are made as for
+DIALOGUES holds files NAME.valid.jsonl, which `blenderbot_jax.data` reads. Contexts and replies are made as for
 training, in the vocabulary of the checkpoint; perplexity is per reply token, `</s>` included, over the same replies in
 both forms. Replies are those of the checkpoint's own recipe. The record goes to --out, which is whole at any time.
 """
@@ -13,18 +13,15 @@ from typing import Any
 
 import click
 import jax
-import numpy as np
 
 from benchmarks.records import RESULTS, add, provenance
+from blenderbot_jax.data import Batches, Example, corpus_examples, read_dialogues
+from blenderbot_jax.evaluation import likelihood
 from blenderbot_jax.generation.many import generate_many
-from blenderbot_jax.model import IGNORED_LABEL
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.quantize import quantize
-from blenderbot_jax.scoring import token_log_probs
-from blenderbot_jax.tokenizer import BlenderbotTokenizer
-from examples.train_demo import Example, batches, make_examples, read_dialogues
 
-_SEED = 0
+_SEED, _BATCH = 0, 64
 
 
 def held_out(checkpoint: Checkpoint, data: Path, count: int | None = None) -> list[Example]:
@@ -35,25 +32,17 @@ def held_out(checkpoint: Checkpoint, data: Path, count: int | None = None) -> li
         data: a folder with files NAME.valid.jsonl.
         count: the most that are returned; all if None.
     """
-    if not isinstance(checkpoint.tokenizer, BlenderbotTokenizer):
-        raise TypeError(
-            "contexts are made for pre-norm models, whose turns a BlenderbotTokenizer reads; not for the 90M"
-        )
-    examples = make_examples(read_dialogues(data, "valid"), checkpoint.tokenizer, seed=1)
+    dialogues = read_dialogues(sorted(map(str, data.glob("*.valid.jsonl"))))
+    limit = checkpoint.model.config.max_position_embeddings
+    examples = [*corpus_examples(dialogues, checkpoint.tokenizer, max_source=limit, max_target=limit)]
     random.Random(_SEED).shuffle(examples)
     return examples[:count]
 
 
 def perplexity(checkpoint: Checkpoint, params: Any, examples: list[Example]) -> float:
-    """exp of the mean loss in nats per reply token, `</s>` included; of examples that fill whole batches."""
-    total, count = 0.0, 0
-    for source, labels in batches(examples, np.random.default_rng(_SEED)):
-        log_probs = token_log_probs(checkpoint.model, params, source, np.where(source != 0, 1, 0), labels)
-        total, count = (
-            total - float(np.asarray(log_probs, np.float64).sum()),
-            count + int((labels != IGNORED_LABEL).sum()),
-        )
-    return float(np.exp(total / count))
+    """exp of the mean loss in nats per reply token, `</s>` included."""
+    batches = Batches(examples, _BATCH, shuffle=False).epoch(0)
+    return likelihood(checkpoint.model, params, batches).perplexity
 
 
 def replies(checkpoint: Checkpoint, params: Any, contexts: list[tuple[int, ...]]) -> list[list[int]]:
@@ -75,11 +64,11 @@ def compare(checkpoint: Checkpoint, examples: list[Example], contexts: int) -> d
     """
     forms = {"float32": checkpoint.params, "int8": quantize(checkpoint.params)}
     found = {name: perplexity(checkpoint, params, examples) for name, params in forms.items()}
-    asked = list(dict.fromkeys(example.source for example in examples))[:contexts]
+    asked = list(dict.fromkeys(example.input_ids for example in examples))[:contexts]
     said = [replies(checkpoint, params, asked) for params in forms.values()]
     changed = sum(one != other for one, other in zip(*said, strict=True))
     return {
-        "replies scored": sum(len(labels) for _, labels in batches(examples, np.random.default_rng(_SEED))),
+        "replies scored": len(examples),
         "perplexity": found,
         "perplexity ratio": found["int8"] / found["float32"],
         "contexts": len(asked),
