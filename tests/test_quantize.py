@@ -385,7 +385,7 @@ def test_info_counts_the_memory_of_decoding(small_demo):
 def test_perplexity_rises_by_less_than_one_per_cent(demo, data_folder):
     # Of one width, so that one program serves.
     examples = held_out(demo, data_folder / "dialogues")
-    examples = [one for one in examples if len(one.source) <= 32 and len(one.target) <= 16]
+    examples = [one for one in examples if len(one.input_ids) <= 32 and len(one.labels) <= 16]
     before, after = (perplexity(demo, params, examples[:512]) for params in (demo.params, quantize(demo.params)))
     assert 10 < before < 50
     assert abs(after / before - 1) < 0.01
