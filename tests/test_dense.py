@@ -114,8 +114,10 @@ def test_kernels_and_a_tied_head_become_dense_and_logits_stay(tied):
 
 
 @needs_native
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"normalize_before": False}])
-@pytest.mark.parametrize("settings", [{}, {"remat": True}, {"accumulate": 2}])
+@pytest.mark.parametrize(
+    ("changes", "settings"),
+    [({"tie_word_embeddings": False}, {}), ({"normalize_before": False}, {"remat": True}), ({}, {"accumulate": 2})],
+)
 def test_a_step_of_training_is_the_one_without_native_products(monkeypatch, changes, settings):
     model = model_of(**changes)
     config = TrainingConfig(steps=5, batch_size=2, optimizer="sgd", learning_rate=1.0, warmup_steps=0, **settings)

@@ -52,10 +52,10 @@ def _clipped(longest: float) -> optax.GradientTransformation:
     optax's own divides each number, which XLA computes in a pass of its own; a factor it multiplies where it is needed.
     """
 
-    def update(gradients: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         del params
-        factor = jnp.minimum(longest / jnp.maximum(length(gradients), longest), 1.0)
-        return jax.tree.map(lambda leaf: leaf * factor, gradients), state
+        factor = longest / jnp.maximum(length(updates), longest)
+        return jax.tree.map(lambda leaf: leaf * factor, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
