@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from blenderbot_jax import native
-from blenderbot_jax.kernels import precision_for
+from blenderbot_jax.kernels import DType, precision_for
 
 
 @jax.tree_util.register_dataclass
@@ -22,12 +22,11 @@ class DenseKernel:
     """A kernel that `native.dense_product` multiplies on CPUs, in both directions of a gradient."""
 
     values: jax.Array
-    """[in, out]; or, transposed, [out, in]."""
+    """[in, out]; or, transposed, [out, in]. Sums are in float32, whatever the dtype."""
     transposed: bool = field(default=False, metadata={"static": True})
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        # Rounded as a plain kernel would be; sums are in float32 either way.
-        rows, values = (part.astype(x.dtype).astype(jnp.float32) for part in (x, self.values))
+        rows, values = (part.astype(jnp.float32) for part in (x, self.values))
         found = product(rows.reshape(-1, x.shape[-1]), values, False, self.transposed)
         return found.reshape(*x.shape[:-1], -1).astype(x.dtype)
 
@@ -80,20 +79,21 @@ def _backward(transposed_a: bool, transposed_b: bool, sides: Any, change: jax.Ar
 _product.defvjp(_forward, _backward)
 
 
-def densely(params: Mapping[str, Any]) -> dict[str, Any]:
+def densely(params: Mapping[str, Any], dtype: DType) -> dict[str, Any]:
     """Parameters with plain kernels and a tied head as `DenseKernel`s, where those are faster; the same otherwise.
 
     Args:
         params: of a model with a head, each whole on one device.
+        dtype: the model's, to which kernels are rounded, as plain ones are.
     """
     if jax.default_backend() != "cpu" or not native.available():
         return dict(params)
-    made = dict(jax.tree_util.tree_map_with_path(_dense, params))
+    made = dict(jax.tree_util.tree_map_with_path(partial(_dense, dtype), params))
     if "lm_head" not in params:
-        made["lm_head"] = {"kernel": DenseKernel(params["model"]["shared"]["embedding"], transposed=True)}
+        made["lm_head"] = {"kernel": DenseKernel(params["model"]["shared"]["embedding"].astype(dtype), transposed=True)}
     return made
 
 
-def _dense(path: Any, leaf: Any) -> Any:
+def _dense(dtype: DType, path: Any, leaf: Any) -> Any:
     plain = jax.tree_util.keystr(path, simple=True, separator="/").endswith("kernel") and leaf.ndim == 2
-    return DenseKernel(leaf) if plain else leaf
+    return DenseKernel(leaf.astype(dtype)) if plain else leaf

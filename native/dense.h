@@ -68,7 +68,6 @@ inline void MultiplyDense(xla::ffi::ThreadPool& pool, const Matrix& a, const Mat
   const float* rows = PackPanels(pool, a, panels, room);
   const int64_t parts = (inner + Float32::kShallow - 1) / Float32::kShallow, deepest = (inner + parts - 1) / parts;
   const int64_t size = BlocksAtOnce(pool, block_count);
-  const auto added = [](__m512 sums, __m512 before, int64_t, int64_t, __mmask16) { return _mm512_add_ps(sums, before); };
   ForEach(pool, (block_count + size - 1) / size, a.rows * inner * b.columns / kMultiplied, [&](int64_t r) {
     const int64_t first = r * size, count = std::min(size, block_count - first);
     float* packed = Scratch(count * deepest * kColumns);
@@ -76,7 +75,7 @@ inline void MultiplyDense(xla::ffi::ThreadPool& pool, const Matrix& a, const Mat
       depth = std::min(deepest, inner - begin);
       PackBlocks(b, begin, depth, first, count, packed);
       const Run<Float32> run{packed, first, count, depth * kColumns};
-      MultiplyRun(rows, panels, inner, begin, depth, run, b.columns, out, added);
+      MultiplyRun(rows, panels, inner, begin, depth, run, b.columns, out, Added);
     }
   });
 }

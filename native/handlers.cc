@@ -1,4 +1,5 @@
 // What XLA programs call: shapes checked, types told apart. The functions by which Python finds them are at the end.
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 
@@ -92,6 +93,10 @@ ffi::Error DenseProduct(ffi::ThreadPool pool, Floats a, Floats b, Result room, R
   const Matrix left = whole(a, transposed_a), right = whole(b, transposed_b);
   const bool fit = left.columns == right.rows && out->dimensions()[0] == left.rows && out->dimensions()[1] == right.columns;
   if (!fit || room->element_count() != a.element_count()) return Misfit();
+  if (left.rows == 0 || left.columns == 0 || right.columns == 0) {
+    std::fill_n(out->typed_data(), out->element_count(), 0.0f);  // sums of nothing, or no sums
+    return ffi::Error::Success();
+  }
   MultiplyDense(pool, left, right, room->typed_data(), out->typed_data());
   return ffi::Error::Success();
 }

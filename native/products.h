@@ -120,6 +120,9 @@ inline void StoreSums(const Sum (&sums)[kRows][2], int64_t height, int64_t row, 
   }
 }
 
+// Sums on top of what an earlier part left.
+inline __m512 Added(__m512 sums, __m512 before, int64_t, int64_t, __mmask16) { return _mm512_add_ps(sums, before); }
+
 // Some neighbouring blocks, or the same part of each: block i lies i * `stride` weights after the first.
 template <typename Kind>
 struct Run {
@@ -201,8 +204,7 @@ void MultiplyPanels(xla::ffi::ThreadPool& pool, const float* x, const Panels& pa
 template <typename Kind>
 void Multiply(xla::ffi::ThreadPool& pool, const float* packed, const Panels& panels, int64_t inner,
               const typename Kind::Weight* blocks, int64_t block_count, int64_t features, float* out) {
-  const auto added = [](__m512 sums, __m512 before, int64_t, int64_t, __mmask16) { return _mm512_add_ps(sums, before); };
-  MultiplyPanels<Kind>(pool, packed, panels, blocks, block_count, inner, features, out, added);
+  MultiplyPanels<Kind>(pool, packed, panels, blocks, block_count, inner, features, out, Added);
 }
 
 // One row to 8 bits, symmetric, in steps of `height` units. Returns the scale, NaN for a row with a NaN or an infinity; `sum`

@@ -67,9 +67,9 @@ def test_gradients_of_any_order_are_those_of_plain_products(transposed_a, transp
 
 
 @needs_native
-def test_kernels_round_to_the_dtype_of_the_rows_and_give_it_back():
-    x, kernel = jnp.asarray(normal(2, 3, 40), jnp.bfloat16), jnp.asarray(normal(40, 50, seed=1))
-    wanted = jnp.matmul(x, kernel.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+def test_kernels_give_back_the_dtype_of_the_rows():
+    x, kernel = (jnp.asarray(normal(*shape), jnp.bfloat16) for shape in ((2, 3, 40), (40, 50)))
+    wanted = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
     for made in (DenseKernel(kernel), DenseKernel(kernel.T, transposed=True)):
         found = x @ made
         assert (found.shape, found.dtype) == ((2, 3, 50), jnp.bfloat16)
@@ -99,18 +99,27 @@ def model_of(**changes):
 
 
 @needs_native
+def test_products_of_nothing_are_zero_or_empty():
+    for m, k, n in ((0, 3, 4), (3, 0, 4), (3, 4, 0)):
+        found = native.dense_product(jnp.ones((m, k)), jnp.ones((k, n)))
+        assert found.shape == (m, n)
+        assert not found.any()
+
+
+@needs_native
 @pytest.mark.parametrize("tied", BOTH)
-def test_kernels_and_a_tied_head_become_dense_and_logits_stay(tied):
-    model = model_of(tie_word_embeddings=tied)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-3)])
+def test_kernels_and_a_tied_head_become_dense_and_logits_stay(tied, dtype, tolerance):
+    model = model_of(tie_word_embeddings=tied).clone(dtype=dtype)
     params = model.init_params(jax.random.key(0))
-    dense = densely(params)
+    dense = densely(params, dtype)
     layer = dense["model"]["decoder"]["layers"]["0"]
     assert isinstance(layer["fc1"]["kernel"], DenseKernel)
     assert isinstance(dense["lm_head"]["kernel"], DenseKernel)
     assert isinstance(layer["fc1"]["bias"], jax.Array)
     ids = jnp.array([[5, 6, 7], [8, 9, 2]])
     found, wanted = (model.apply({"params": tree}, ids, None, ids).logits for tree in (dense, params))
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(found, wanted, atol=tolerance)
 
 
 @needs_native
@@ -144,5 +153,5 @@ def test_a_step_of_training_is_the_one_without_native_products(monkeypatch, chan
 def test_without_native_kernels_parameters_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(native, "available", lambda: False)
     params = model_of().init_params(jax.random.key(0))
-    assert jax.tree.structure(densely(params)) == jax.tree.structure(params)
+    assert jax.tree.structure(densely(params, jnp.float32)) == jax.tree.structure(params)
     assert product(jnp.ones((2, 3)), jnp.ones((3, 4)), False, False).shape == (2, 4)

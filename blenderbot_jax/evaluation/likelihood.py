@@ -117,7 +117,7 @@ def _sums(model: Any, whole: bool, params: Any, batch: dict[str, jax.Array]) -> 
 
     Parameters that lie whole on one device are multiplied as training multiplies them.
     """
-    params = densely(params) if whole else params
+    params = densely(params, model.dtype) if whole else params
     labels = jnp.asarray(batch["labels"])
     read = shift_tokens_right(labels, model.config)
     logits = model.apply({"params": params}, batch["input_ids"], batch["attention_mask"], read).logits

@@ -174,7 +174,8 @@ def _gradients(
 
     def objective(trained: Any, part: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         params = assemble(trained, frozen, config)
-        sums = summed(model, densely(params) if mesh is None else unsplit(mesh, params), part, config, key)
+        params = densely(params, model.dtype) if mesh is None else unsplit(mesh, params)
+        sums = summed(model, params, part, config, key)
         return sums.objective / count, sums
 
     gradient = jax.grad(objective, has_aux=True)
