@@ -158,19 +158,22 @@ class Chatbot:
             )
         return replace(self, draft=Draft(checkpoint.model, checkpoint.params, tokens))
 
-    def prepared(self, prompts: int = 1) -> Self:
+    def prepared(self, prompts: int = 1, *, donate: bool = False) -> Self:
         """The same bot with weights packed for batches of so many prompts; `prepare` says what that does.
 
         Args:
             prompts: B, those that are usually answered together.
+            donate: whether this bot's own weights may be used up, so that memory holds them once; no other bot of the
+                same checkpoint can answer then.
         """
         checkpoint, config = self.checkpoint, self.generation_config
         rows, draft = prompts * max(config.num_beams or 1, config.num_return_sequences or 1), self.draft
         if draft is not None:
-            draft = replace(draft, params=prepare(draft.model, draft.params, rows=rows))
+            alone = donate and draft.params is not checkpoint.params
+            draft = replace(draft, params=prepare(draft.model, draft.params, rows=rows, donate=alone))
             # The model reads all drafted tokens in one step.
             rows *= draft.tokens + 1
-        params = prepare(checkpoint.model, checkpoint.params, rows=rows)
+        params = prepare(checkpoint.model, checkpoint.params, rows=rows, donate=donate)
         return replace(self, checkpoint=replace(checkpoint, params=params), draft=draft)
 
     def warm_up(self, **sizes: Any) -> tuple[tuple[int, int], ...]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax import native
+from blenderbot_jax.aligned import aligned
 from blenderbot_jax.checks import concrete
 
 DType = Any
@@ -78,8 +79,9 @@ class BlockedKernel:
         xp, given = _module_of(kernel)
         rows, features = kernel.shape
         width = native.COLUMNS if natively else BLOCK
-        padded = xp.pad(given, ((0, 0), (0, -features % width)))
-        return cls(_contiguous(padded.reshape(rows, -1, width).swapaxes(0, 1)), features, natively)
+        padded = _padded(xp, given, 1, width)
+        blocks = _contiguous(xp, padded.reshape(rows, -1, width).swapaxes(0, 1))
+        return cls(jax.device_put(blocks), features, natively)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         return self.multiply(x, [self])[0]
@@ -120,8 +122,15 @@ def _module_of(array: jax.Array) -> tuple[Any, Any]:
     return (jnp, array) if values is None else (np, values)
 
 
-def _contiguous(array: Any) -> jax.Array:
-    return array if isinstance(array, jax.Array) else jax.device_put(np.ascontiguousarray(array))
+def _padded(xp: Any, array: Any, *multiples: int) -> Any:
+    """With zeros up to the next multiple along each axis; the array itself where there is nothing to add."""
+    added = [-size % multiple for size, multiple in zip(array.shape, multiples, strict=True)]
+    return xp.pad(array, [(0, more) for more in added]) if any(added) else array
+
+
+def _contiguous(xp: Any, array: Any) -> Any:
+    """In one piece: traced arrays always are, and numpy's get one that JAX takes over."""
+    return aligned(array) if xp is np else array
 
 
 @jax.tree_util.register_dataclass
@@ -141,9 +150,14 @@ class Int8Kernel:
     @classmethod
     def pack(cls, kernel: jax.Array) -> "Int8Kernel":
         """From a plain kernel [in, out]."""
-        transposed = kernel.astype(jnp.float32).T
-        scales = jnp.maximum(jnp.abs(transposed).max(axis=1), _TINY) / 127
-        return cls(jnp.round(transposed / scales[:, None]).astype(jnp.int8), scales)
+        return cls.from_rows(kernel.T)
+
+    @classmethod
+    def from_rows(cls, rows: jax.Array) -> "Int8Kernel":
+        """From the rows of a plain kernel's transpose [out, in]."""
+        rows = rows.astype(jnp.float32)
+        scales = jnp.maximum(jnp.abs(rows).max(axis=1), _TINY) / 127
+        return cls(jnp.round(rows / scales[:, None]).astype(jnp.int8), scales)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
         product = jax.lax.platform_dependent(x, self.values, self.scales, cpu=_quantised_rows, default=_widened)
@@ -166,12 +180,12 @@ class BlockedInt8Kernel:
     def pack(cls, kernel: Int8Kernel) -> "BlockedInt8Kernel":
         """From the form that `quantize` gives and checkpoints store."""
         xp, values = _module_of(kernel.values)
-        features, inner = values.shape
-        padded = xp.pad(values, ((0, -features % native.COLUMNS), (0, -inner % _UNIT)))
-        # Raising by 128 turns the highest bit.
-        raised = padded.view(xp.uint8) ^ xp.uint8(_RAISED)
-        split = raised.reshape(-1, native.COLUMNS, padded.shape[1] // _UNIT, _UNIT)
-        return cls(_contiguous(split.swapaxes(1, 2)), kernel.scales, inner)
+        inner = values.shape[1]
+        # Four values are moved as one word; raising each by 128 turns its highest bit.
+        words = _padded(xp, values, native.COLUMNS, _UNIT).view(xp.uint32)
+        raised = words.reshape(-1, native.COLUMNS, words.shape[1]).swapaxes(1, 2) ^ xp.uint32(_RAISED_WORD)
+        blocks = _contiguous(xp, raised).view(xp.uint8).reshape(*raised.shape, _UNIT)
+        return cls(jax.device_put(blocks), kernel.scales, inner)
 
     @property
     def native(self) -> bool:
@@ -210,7 +224,7 @@ def is_native(params: Any) -> bool:
 
 _TINY = 1e-30
 # Inputs that one instruction multiplies and adds up, and by how much it wants one side raised.
-_UNIT, _RAISED = 4, 128
+_UNIT, _RAISED, _RAISED_WORD = 4, 128, 0x80808080
 
 
 def _widened(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:

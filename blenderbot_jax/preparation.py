@@ -16,9 +16,11 @@ _FEW_ROWS = 12
 _LEAST_BYTES = 2**21
 # The products of earlier releases copy blocks before they use them.
 _LEAST_JAX = (0, 12)
+# The leaves that multiply or are looked up; norms and biases are added in their own dtype.
+_CAST = ("kernel", "embedding")
 
 
-def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = None) -> Any:
+def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = None, donate: bool = False) -> Any:
     """Pack a model's weights for decoding, once; `generate` takes the result in place of the parameters.
 
     Replies are the same up to rounding. Whatever the machine, matrices and embeddings are cast to the model's dtype,
@@ -29,12 +31,13 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
 
     Args:
         model: what the parameters are for; an `Ensemble` too.
-        params: its parameters. They are not changed; where nothing else holds them, `params = prepare(model, params)`
-            lets them go.
+        params: its parameters. They are not changed, unless they are donated.
         rows: B * K, the prompts of a batch times the beams or samples of each. More rows than these are decoded
             correctly, but maybe slower.
         natively: False leaves all to XLA, so that the result can be exported or lowered for another machine; None takes
             `native` where it is available, and True insists.
+        donate: whether the parameters may be used up, as `jax.jit` uses up what it is donated: a leaf that gets another
+            form is deleted as soon as that is there, so that memory holds the model once and not twice.
 
     Returns:
         Parameters of the same tree, with some kernels in another form, and maybe an `lm_head`. They are for decoding
@@ -60,19 +63,44 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
         )
     if natively and mesh_of(params) is not None:
         raise RuntimeError("native kernels read parameters that lie whole on one device: load them without a mesh")
-    return _prepared(model, params, rows, there if natively is None else natively)
+    return _prepared(model, params, rows, there if natively is None else natively, donate)
 
 
-def _prepared(model: Any, params: Any, rows: int, natively: bool) -> Any:
+def _prepared(model: Any, params: Any, rows: int, natively: bool, donate: bool) -> Any:
     members = getattr(model, "members", None)
     if members is not None:
-        return tuple(_prepared(one, tree, rows, natively) for one, tree in zip(members, params, strict=True))
-    cast = jax.tree_util.tree_map_with_path(lambda path, leaf: _cast(path, leaf, model.dtype), params)
-    if mesh_of(params) is not None:
-        return cast
-    if natively and _is_native_dtype(model.dtype, rows):
-        return _with_head(jax.tree_util.tree_map_with_path(_pack_natively, cast, is_leaf=_is_int8), _native_form)
-    return _blocked(cast) if blocks_pay(model.dtype, rows) else cast
+        trees = [id(tree) for tree in params]  # one that two members share is still needed when the first is prepared
+        return tuple(
+            _prepared(one, tree, rows, natively, donate and trees.count(id(tree)) == 1)
+            for one, tree in zip(members, params, strict=True)
+        )
+    whole = mesh_of(params) is None
+    natively = whole and natively and _is_native_dtype(model.dtype, rows)
+    blocked = whole and not natively and blocks_pay(model.dtype, rows)
+
+    def form(path: Any, leaf: Any) -> Any:
+        name = _name(path)
+        made = leaf.astype(model.dtype) if name.endswith(_CAST) and not _is_int8(leaf) else leaf
+        if natively and name.endswith("kernel"):
+            made = _native_form(made)
+        elif blocked and _reads_steps(name) and not _is_int8(leaf):
+            made = _packed(made)
+        if donate:
+            _delete(leaf, made)
+        return made
+
+    made = jax.tree_util.tree_map_with_path(form, params, is_leaf=_is_int8)
+    if natively:
+        return _with_head(made, _native_form)
+    return _with_head(made, BlockedKernel.pack) if blocked and _is_large(_embedding(made)) else made
+
+
+def _delete(old: Any, new: Any) -> None:
+    """Free the arrays of a leaf that its new form does without."""
+    kept = {id(array) for array in jax.tree.leaves(jax.block_until_ready(new))}
+    for array in jax.tree.leaves(old):
+        if isinstance(array, jax.Array) and id(array) not in kept:
+            array.delete()
 
 
 def _is_native_dtype(dtype: Any, rows: int) -> bool:
@@ -85,39 +113,25 @@ def blocks_pay(dtype: Any, rows: int) -> bool:
     return here and dtype == jnp.float32 and rows <= _FEW_ROWS
 
 
-def _cast(path: Any, leaf: jax.Array, dtype: Any) -> jax.Array:
-    return leaf.astype(dtype) if _name(path).endswith(("kernel", "embedding")) else leaf
-
-
-def _pack_natively(path: Any, leaf: Any) -> Any:
-    return _native_form(leaf) if _is_int8(leaf) or _name(path).endswith("kernel") else leaf
-
-
 def _native_form(kernel: Any) -> Any:
     return BlockedInt8Kernel.pack(kernel) if _is_int8(kernel) else BlockedKernel.pack(kernel, natively=True)
 
 
-def _blocked(params: dict[str, Any]) -> dict[str, Any]:
-    """The decoder's kernels in blocks, but for those that read the prompt, which has many rows."""
-
-    def pack(path: Any, leaf: Any) -> Any:
-        name = _name(path)
-        once = name.endswith(("encoder_attn/k_proj/kernel", "encoder_attn/v_proj/kernel"))
-        return _packed(leaf) if name.endswith("kernel") and not once else leaf
-
-    root = dict(params["model"])
-    root["decoder"] = jax.tree_util.tree_map_with_path(pack, root["decoder"])
-    packed = {**params, "model": root}
-    if "lm_head" in params:
-        return packed | {"lm_head": jax.tree_util.tree_map_with_path(pack, params["lm_head"])}
-    return _with_head(packed, BlockedKernel.pack) if _is_large(root["shared"]["embedding"]) else packed
+def _reads_steps(name: str) -> bool:
+    """Whether a leaf is a kernel that every step multiplies; those that read the prompt once have many rows."""
+    once = name.endswith(("encoder_attn/k_proj/kernel", "encoder_attn/v_proj/kernel"))
+    return name.startswith(("model/decoder", "lm_head")) and name.endswith("kernel") and not once
 
 
 def _with_head(params: dict[str, Any], form: Callable[[jax.Array], Any]) -> dict[str, Any]:
     """With a head of its own where that is the tied embedding."""
     if "lm_head" in params:
         return params
-    return params | {"lm_head": {"kernel": form(params["model"]["shared"]["embedding"].T)}}
+    return params | {"lm_head": {"kernel": form(_embedding(params).T)}}
+
+
+def _embedding(params: dict[str, Any]) -> jax.Array:
+    return params["model"]["shared"]["embedding"]
 
 
 def _packed(kernel: jax.Array) -> Any:

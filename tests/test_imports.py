@@ -6,7 +6,7 @@ from pathlib import Path
 import blenderbot_jax
 
 ORDER = [
-    "files", "parlai", "hub", "absent", "config", "masks", "cache", "checks", "native", "kernels", "dense",
+    "files", "parlai", "hub", "absent", "config", "masks", "cache", "checks", "aligned", "native", "kernels", "dense",
     "attention", "layers", "transformer", "outputs", "checkpoint", "lora", "quantize", "memory", "processes",
     "parallel", "model", "planning", "preparation", "ensemble", "generation", "warm", "scoring", "attribution",
     "tokenizer", "dialogue", "long_conversations", "presentable", "pretrained", "conversion", "parlai_conversion",

@@ -95,6 +95,49 @@ def test_many_rows_and_short_types_keep_their_form_and_are_cast_once(tiny_config
     assert layer["final_layer_norm"]["scale"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("natively", FORMS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("quantise", [lambda tree: tree, quantize])
+def test_donated_parameters_are_freed_one_by_one_and_the_result_is_the_same(
+    tiny_config, monkeypatch, natively, dtype, quantise
+):
+    model = BlenderbotForConditionalGeneration(tiny_config, dtype=dtype)
+
+    def fresh():
+        return jax.tree.map(jnp.array, quantise(golden_params(model)))
+
+    kept = fresh()
+    wanted = prepare(model, kept, natively=natively)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(kept))
+
+    held = []
+    pack = preparation._native_form if natively else preparation._packed
+
+    def packing(kernel):
+        held.append(sum(not leaf.is_deleted() for leaf in jax.tree.leaves(given)))
+        return pack(kernel)
+
+    monkeypatch.setattr(preparation, pack.__name__, packing)
+    given = fresh()
+    found = prepare(model, given, natively=natively, donate=True)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    results = {id(leaf) for leaf in jax.tree.leaves(found)}
+    for leaf in jax.tree.leaves(given):
+        assert leaf.is_deleted() == (id(leaf) not in results)
+    assert held == sorted(held, reverse=True)
+    if len(held) > 1:
+        assert held[-1] < held[0]
+
+
+def test_what_two_members_share_is_not_freed_before_the_second_is_prepared(tiny_config):
+    model = BlenderbotForConditionalGeneration(tiny_config)
+    shared, alone = (jax.tree.map(jnp.array, golden_params(model)) for _ in range(2))
+    found = prepare(Ensemble((model,) * 3), (shared, alone, shared), donate=True)
+    jax.tree.map(np.testing.assert_array_equal, found[2], found[0])
+    kernels = [tree["model"]["decoder"]["layers"]["0"]["fc1"]["kernel"] for tree in (shared, alone)]
+    assert [kernel.is_deleted() for kernel in kernels] == [False, True]
+
+
 def test_small_kernels_keep_their_form(tiny_config, monkeypatch):
     monkeypatch.setattr(preparation, "_LEAST_BYTES", 2**21)
     model = BlenderbotForConditionalGeneration(tiny_config)

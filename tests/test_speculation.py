@@ -268,9 +268,12 @@ def test_a_chatbot_drafts_with_another_checkpoint_and_says_the_same():
     bot = Chatbot.from_pretrained("demo").configured(num_beams=1, max_length=12)
     drafting = bot.with_draft(bot.checkpoint, tokens=2)
     assert drafting.draft.tokens == 2
-    assert drafting.reply("Do you like music?") == bot.reply("Do you like music?")
+    said = bot.reply("Do you like music?")
+    assert drafting.reply("Do you like music?") == said
     prepared = drafting.prepared()
     assert jax.tree.structure(prepared.draft.params) == jax.tree.structure(prepared.checkpoint.params)
+    # The draft's weights are the model's own here: they are not used up before the model is packed.
+    assert drafting.prepared(donate=True).reply("Do you like music?") == said
 
 
 def test_a_draft_with_another_tokenizer_is_refused():

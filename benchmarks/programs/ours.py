@@ -1,7 +1,7 @@
 """This library."""
 
-import importlib
-from collections.abc import Callable
+import inspect
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ import numpy as np
 
 import blenderbot_jax
 from benchmarks.calls import Call
-from benchmarks.programs import UnavailableError
-from blenderbot_jax import BlenderbotForConditionalGeneration, GenerationConfig, generate
+from blenderbot_jax import BlenderbotConfig, BlenderbotForConditionalGeneration, GenerationConfig, generate, prepare
+from blenderbot_jax.checkpoint.load import load_params
 
 _FEW_ROWS = 12
-_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "int8": jnp.float32}
+_DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
 class Ours:
@@ -25,27 +25,26 @@ class Ours:
     compiled = True
 
     def __init__(self, folder: Path, precision: str) -> None:
-        quantize = _quantize() if precision == "int8" else None
-        self.model, self.params = BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=_DTYPES[precision])
-        if quantize is not None:
-            self.params = quantize(self.params)
-        self.packed: dict[bool, Any] = {}
+        self.read = partial(_read, folder, precision)
+        self.model, self.params = self.read()
+        self.few: bool | None = None
 
     def prepare(self, call: Call) -> Any:
         """Ids as numpy arrays, and weights in the form for so many rows."""
         ids = np.asarray(call.input_ids, np.int32)
-        params = self._params(len(ids) * call.num_beams)
-        return lambda: jax.block_until_ready(generate(self.model, params, ids, ids != 0, config=config_of(call)))
+        self._pack(len(ids) * call.num_beams)
+        config = config_of(call)
+        return lambda: jax.block_until_ready(generate(self.model, self.params, ids, ids != 0, config=config))
 
-    def _params(self, rows: int) -> Any:
-        prepare = getattr(blenderbot_jax, "prepare", None)  # an older checkout, measured beside this one, has none
-        if prepare is None:
-            return self.params
-        # One form for few rows and one for many.
+    def _pack(self, rows: int) -> None:
+        # One form for few rows and one for many; the weights as they were read are used up by either.
         few = rows <= _FEW_ROWS
-        if few not in self.packed:
-            self.packed = {few: jax.block_until_ready(prepare(self.model, self.params, rows=rows))}
-        return self.packed[few]
+        if few == self.few:
+            return
+        if self.few is not None:
+            self.params = None
+            self.model, self.params = self.read()
+        self.params, self.few = jax.block_until_ready(_prepared(self.model, self.params, rows)), few
 
     def replies(self, result: Any) -> list[list[int]]:
         """The best of each prompt, up to its length."""
@@ -75,8 +74,16 @@ def load(folder: Path, workspace: Path, precision: str, threads: int) -> tuple[O
     return Ours(folder, precision), {**versions, "backend": jax.default_backend()}
 
 
-def _quantize() -> Callable[[Any], Any]:
-    try:
-        return importlib.import_module("blenderbot_jax.quantize").quantize
-    except ModuleNotFoundError as error:
-        raise UnavailableError("this version of blenderbot_jax has no int8 weights") from error
+def _read(folder: Path, precision: str) -> tuple[BlenderbotForConditionalGeneration, Any]:
+    """The model, and its weights as they come from the file: in 8 bits each kernel is packed as it is read."""
+    if precision != "int8":
+        return BlenderbotForConditionalGeneration.from_pretrained(folder, dtype=_DTYPES[precision])
+    model = BlenderbotForConditionalGeneration(BlenderbotConfig.from_json(folder / "config.json"))
+    expected = jax.eval_shape(model.init_params, jax.random.key(0))
+    return model, load_params(folder, model.config, expected, jnp.float32, int8=True)
+
+
+def _prepared(model: Any, params: Any, rows: int) -> Any:
+    # An older checkout, measured beside this one, may not take what it is given.
+    donating = "donate" in inspect.signature(prepare).parameters
+    return prepare(model, params, rows=rows, **({"donate": True} if donating else {}))

@@ -4,7 +4,9 @@ Everything that can be wrong is looked for first and reported at once; only then
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from blenderbot_jax.aligned import aligned
 from blenderbot_jax.checkpoint.folder import listed, tensor_entries
 from blenderbot_jax.checkpoint.names import (
     BIAS,
@@ -31,7 +34,8 @@ from blenderbot_jax.checkpoint.tensor_file import CheckpointError, TensorEntry
 from blenderbot_jax.config import BlenderbotConfig
 from blenderbot_jax.kernels import Int8Kernel
 
-_ALIGNMENT = 64
+# Tensors that are read at a time.
+_READERS = 4
 # From a path in the tree, values as they were read, and a dtype, to the array where it is to lie.
 Place = Callable[[str, np.ndarray, Any], jax.Array]
 
@@ -46,12 +50,19 @@ class Leaf:
     scales: TensorEntry | None = None
     """[out] of a kernel in 8 bits, whose values are then integers."""
 
-    def read(self) -> np.ndarray:
-        """The values, in the file's own dtype and the tree's orientation."""
+    def read(self, dtype: Any = None) -> Any:
+        """The values in the tree's orientation; of a kernel in 8 bits, values and scales as they are stored.
+
+        Args:
+            dtype: of the values, which JAX then takes over as they lie; None: the file's own.
+        """
         if self.entry is None:
-            return np.zeros(self.shape, np.float32)
+            return np.zeros(self.shape, dtype or np.float32)
         array = self.entry.read()
-        return array.T if self.transposed else array
+        if self.scales is not None:
+            return array, self.scales.read()
+        array = array.T if self.transposed else array
+        return array if dtype is None else aligned(array, dtype)
 
 
 def load_params(
@@ -83,19 +94,52 @@ def load_params(
         CheckpointError: naming every tensor that is missing, unexpected, misshapen, or unequal to its alias.
     """
     leaves = find_leaves(folder, config, expected, root=root)
-    tied = int8 and lacks_head(leaves)
+    if int8 and lacks_head(leaves):
+        table = leaves[SHARED]
+        leaves = {**leaves, HEAD: replace(table, shape=table.shape[::-1], transposed=not table.transposed)}
+
+    def is_packed(path: str) -> bool:
+        return int8 and path.endswith("/kernel") and leaves[path].scales is None
+
+    def read(path: str) -> Any:
+        # What is placed on a mesh or packed is cast there.
+        return leaves[path].read(None if place or is_packed(path) else dtype)
+
+    put = place or _place
     flat: dict[str, Any] = {}
     # The largest first: what reading it takes besides is gone again before the rest is there.
-    for path in sorted(leaves, key=lambda path: -math.prod(leaves[path].shape)):
-        flat[path] = _leaf(path, leaves[path], dtype, int8 and path.endswith("/kernel"), place)
-        if tied and path == SHARED:
-            flat[HEAD] = _packed(HEAD, leaves[path].read().T, place)
-    return unflatten({path.removeprefix(root): flat[path] for path in {**leaves, **flat}})
+    order = sorted(leaves, key=lambda path: -math.prod(leaves[path].shape))
+    # Only reading runs in threads: those do not know which device the caller has chosen.
+    for path, array in zip(order, _ahead(read, order), strict=True):
+        if leaves[path].scales is not None:
+            values, scales = array
+            flat[path] = _placed(path, values, scales, put)
+        else:
+            flat[path] = _packed(path, array, place) if is_packed(path) else put(path, array, dtype)
+    return unflatten({path.removeprefix(root): flat[path] for path in leaves})
+
+
+def _ahead(read: Callable[[str], Any], paths: Iterable[str]) -> Iterator[Any]:
+    """What `read` gives of each path, in order, a few at a time: while one waits for the disk another is cast."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        pending: deque[Future[Any]] = deque()
+        for path in paths:
+            pending.append(pool.submit(read, path))
+            if len(pending) > _READERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def pack(kernel: Any) -> Int8Kernel:
     """A kernel [in, out] in 8 bits. What this takes besides is gone when it returns, unless the kernel is traced."""
-    return jax.block_until_ready(jax.jit(Int8Kernel.pack)(kernel))
+    # The transpose of a kernel that was read is the file's own form.
+    return jax.block_until_ready(_pack_rows(kernel.T))
+
+
+@jax.jit
+def _pack_rows(rows: jax.Array) -> Int8Kernel:
+    return Int8Kernel.from_rows(rows)
 
 
 def find_leaves(
@@ -110,12 +154,6 @@ def find_leaves(
     return _match(folder, tensor_entries(folder), shapes, config)
 
 
-def _leaf(path: str, leaf: Leaf, dtype: Any, int8: bool, place: Place | None) -> jax.Array | Int8Kernel:
-    if leaf.entry is not None and leaf.scales is not None:
-        return _placed(path, leaf.entry.read(), leaf.scales.read(), place or _place)
-    return _packed(path, leaf.read(), place) if int8 else (place or _place)(path, leaf.read(), dtype)
-
-
 def _packed(path: str, kernel: np.ndarray, place: Place | None) -> Int8Kernel:
     made = pack(kernel)
     return made if place is None else _placed(path, np.asarray(made.values), np.asarray(made.scales), place)
@@ -126,18 +164,9 @@ def _placed(path: str, values: np.ndarray, scales: np.ndarray, place: Place) -> 
 
 
 def _place(path: str, array: np.ndarray, dtype: Any) -> jax.Array:
-    """A contiguous copy in `dtype` on the first device, whatever its path.
-
-    On a CPU, JAX adopts memory that begins at a multiple of 64 bytes, and copies any other.
-    """
+    """On the first device, whatever the path."""
     del path
-    dtype = np.dtype(dtype)
-    size = array.size * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[begin : begin + size].view(dtype).reshape(array.shape)
-    np.copyto(copy, array, casting="unsafe")
-    return jax.device_put(copy)
+    return jax.device_put(np.asarray(array, dtype))
 
 
 def _match(

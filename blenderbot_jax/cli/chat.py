@@ -51,7 +51,7 @@ def chat(persona: tuple[str, ...], **options: Any) -> None:
     lines = _typed(console)
     _say(console, f"Loading {options['name']}.", "dim")
     bot, key = load_bot(**options)
-    bot = bot.prepared()
+    bot = bot.prepared(donate=True)
     _mind_persona(conversation, bot, console)
     told: tuple[str, ...] = ()
     _say(console, "Say something, or /help. The first reply of each length may take longer: it compiles.", "dim")

@@ -101,7 +101,7 @@ def generate(
         bot = replace(bot, packing=Packing(batch_size))
         # As loaded: what weights are packed into depends on the machine.
         mark = fingerprint(bot.checkpoint)
-        bot = prepared(bot)
+        bot = prepared(bot, donate=True)
         common = {"shard": shard, "key": key, "overwrite": overwrite, "mark": mark, "model_name": options["name"]}
         with _signals() as received, _progress(output) as show:
             started = time.monotonic()

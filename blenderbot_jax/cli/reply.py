@@ -44,7 +44,7 @@ def reply(text: tuple[str, ...], source: TextIO | None, batch_size: int, **optio
         raise click.UsageError("there is nothing to answer: the input is empty")
     bot, key = load_bot(**options)
     rows = [row for row, utterance in enumerate(utterances) if utterance]
-    bot = bot.prepared(min(batch_size, len(rows)))
+    bot = bot.prepared(min(batch_size, len(rows)), donate=True)
     with progress_bar(MofNCompleteColumn()) as progress:
         task = progress.add_task("replies (the first of each length compiles)", total=len(rows))
         answers = bot.responses(

@@ -126,7 +126,7 @@ def _copies(openings: Sequence[str], personas: Sequence[Personas] | None) -> boo
 def _ready(bot: Chatbot, batch_size: int | None, count: int) -> Chatbot:
     """The bot with its weights packed for as many dialogues as it answers together."""
     packed = dataclasses.replace(bot, packing=Packing(batch_size=batch_size))
-    return packed.prepared(min(count, batch_size or count))
+    return packed.prepared(min(count, batch_size or count), donate=True)
 
 
 def _table(figures: dict[str, float]) -> Table:

@@ -105,10 +105,10 @@ def conversation(row: Row) -> Conversation:
     return Conversation(tuple(turns), _persona(row, spoken[-1][0]))
 
 
-def prepared(bot: Chatbot) -> Chatbot:
-    """The bot with weights packed for the batches that it answers many rows in."""
+def prepared(bot: Chatbot, *, donate: bool = False) -> Chatbot:
+    """The bot with weights packed for the batches that it answers many rows in; `donate` as for `Chatbot.prepared`."""
     plan, _ = compile_config(bot.generation_config, bot.checkpoint.model.config, 1)
-    return bot.prepared(bot.packing.most(plan))
+    return bot.prepared(bot.packing.most(plan), donate=donate)
 
 
 def _read(bot: Chatbot, rows: Mapping[int, Row]) -> tuple[dict[int, Prompt], dict[int, Any]]:

@@ -57,7 +57,7 @@ class RayReplies:
         bot = Chatbot.from_pretrained(name, **loading).configured(**(decoding or {}))
         self._key = None if seed is None else jax.random.key(seed)
         check_key(bot.generation_config, self._key)
-        self._bot = prepared(Chatbot(bot.checkpoint, bot.generation_config, packing or Packing()))
+        self._bot = prepared(Chatbot(bot.checkpoint, bot.generation_config, packing or Packing()), donate=True)
         self._number = number
 
     def __call__(self, table: Any) -> Any:
