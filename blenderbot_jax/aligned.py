@@ -9,7 +9,7 @@ _ALIGNMENT = 64
 _TILE = 128, 256
 
 
-def aligned(array: np.ndarray, dtype: Any = None) -> np.ndarray:
+def aligned_copy(array: np.ndarray, dtype: Any = None) -> np.ndarray:
     """A contiguous copy that begins at a multiple of 64 bytes: on a CPU, JAX adopts it, and copies any other once more.
 
     Args:
@@ -18,7 +18,7 @@ def aligned(array: np.ndarray, dtype: Any = None) -> np.ndarray:
 
     Example:
         >>> import numpy as np
-        >>> copy = aligned(np.eye(2, dtype=np.float16).T, np.float32)
+        >>> copy = aligned_copy(np.eye(2, dtype=np.float16).T, np.float32)
         >>> copy.dtype, copy.ctypes.data % 64
         (dtype('float32'), 0)
     """

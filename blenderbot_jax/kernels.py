@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from blenderbot_jax import native
-from blenderbot_jax.aligned import aligned
+from blenderbot_jax.aligned import aligned_copy
 from blenderbot_jax.checks import concrete
 
 DType = Any
@@ -130,7 +130,7 @@ def _padded(xp: Any, array: Any, *multiples: int) -> Any:
 
 def _contiguous(xp: Any, array: Any) -> Any:
     """In one piece: traced arrays always are, and numpy's get one that JAX takes over."""
-    return aligned(array) if xp is np else array
+    return aligned_copy(array) if xp is np else array
 
 
 @jax.tree_util.register_dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from blenderbot_jax.aligned import aligned
+from blenderbot_jax.aligned import aligned_copy
 from blenderbot_jax.checkpoint.folder import listed, tensor_entries
 from blenderbot_jax.checkpoint.names import (
     BIAS,
@@ -62,7 +62,7 @@ class Leaf:
         if self.scales is not None:
             return array, self.scales.read()
         array = array.T if self.transposed else array
-        return array if dtype is None else aligned(array, dtype)
+        return array if dtype is None else aligned_copy(array, dtype)
 
 
 def load_params(
