@@ -125,7 +125,7 @@ def test_many_prompts_get_the_replies_of_each_alone(tiny, changes):
         np.testing.assert_allclose(scores, alone.scores[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_is_drawn_depends_on_key_and_place_alone(tiny, beams):
     asked = [[5, 9, 2]] * 5 + mixed(np.random.default_rng(2), 1)
     options = {"config": GenerationConfig(do_sample=True, num_beams=beams, max_length=9), "key": jax.random.key(3)}

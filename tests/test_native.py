@@ -156,11 +156,17 @@ def test_attention_is_the_plain_one_whoever_owns_the_slots(G, J, T, H, C, half, 
     q = jnp.asarray(normal(G, J, T, N, H, seed=seed))
     table = jnp.asarray(np.where(shown[:, None], owners, -1))
     found = native.attention(q.reshape(G, J, T, N * H), keys, values, table, jnp.int32(length)).reshape(q.shape)
-    mask = ancestry_mask(jnp.asarray(owners), cache_mask(jnp.int32(length), T, C) & shown[:, None])
+    np.testing.assert_allclose(found, plain_attention(q, keys, values, owners, shown, length), atol=1e-5)
+
+
+@jax.jit
+def plain_attention(q, keys, values, owners, shown, length):
+    G, J, T, N, H = q.shape
+    mask = ancestry_mask(owners, cache_mask(jnp.int32(length), T, owners.shape[-1]) & shown[:, None])
     wide = keys.swapaxes(2, 3).astype(jnp.float32), values.astype(jnp.float32)
     by_time = q.transpose(0, 3, 2, 1, 4).reshape(G, N, T * J, H)
     plain = gather_then_divide(by_time, wide[:1], wide[1:], mask).reshape(G, N, T, J, H)
-    np.testing.assert_allclose(found, plain.transpose(0, 3, 2, 1, 4), atol=1e-5)
+    return plain.transpose(0, 3, 2, 1, 4)
 
 
 @needs_native
