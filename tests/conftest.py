@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may reach the network
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: on tiny models its threads do nothing but wait in turns
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -27,6 +27,7 @@ from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.quantize import is_quantized, quantize
 from blenderbot_jax.verification import verify_checkpoint
 from tests.checkpoint_files import random_params, random_tensors, tree_of, write
+from tests.compiling import compiled_programs
 
 CLASSES = {
     "Model": BlenderbotModel,
@@ -136,6 +137,16 @@ def test_every_kernel_is_packed_and_nothing_else_is(kind, tied, post_norm, tiny_
     assert not is_quantized(before)
     assert weight_bytes(params, int8=True) == sum(leaf.nbytes for leaf in jax.tree.leaves(after))
     assert weight_bytes(params) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+
+
+def test_kernels_of_one_shape_are_packed_by_one_program(demo, tmp_path):
+    kernels = [leaf for path, leaf in flatten(demo.params).items() if path.endswith("/kernel")]
+    shapes = {leaf.shape for leaf in kernels} | {demo.params["model"]["shared"]["embedding"].shape[::-1]}
+    assert len(shapes) < len(kernels) / 3
+    jax.clear_caches()
+    with compiled_programs("pack_rows") as seen:
+        Checkpoint.from_pretrained("demo", quantize="int8")
+    assert len(seen) == len(shapes)
 
 
 def test_a_quantised_model_says_about_the_same_in_every_way_it_is_used(demo):
