@@ -29,7 +29,7 @@ def test_a_copy_has_the_numbers_in_order_and_begins_where_jax_adopts_it(shape, o
     copy = aligned_copy(source, wanted)
     assert copy.dtype == np.dtype(wanted or given_dtype)
     assert copy.flags.c_contiguous
-    assert copy.ctypes.data % 64 == 0
+    assert copy.size == 0 or copy.ctypes.data % 64 == 0
     assert not np.shares_memory(copy, array)
     np.testing.assert_array_equal(copy, source.astype(copy.dtype))
 
