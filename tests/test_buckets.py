@@ -108,6 +108,7 @@ def test_many_prompts_compile_one_program_per_shape(tiny):
     assert seen.count("jit(decode)") == len({(batch.rows, batch.width) for batch in batches}) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [{"encoder_no_repeat_ngram_size": 1}, {"encoder_repetition_penalty": 3.0, "num_beams": 3}],
@@ -125,6 +126,7 @@ def test_many_prompts_get_the_replies_of_each_alone(tiny, changes):
         np.testing.assert_allclose(scores, alone.scores[0], rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_is_drawn_depends_on_key_and_place_alone(tiny, beams):
     asked = [[5, 9, 2]] * 5 + mixed(np.random.default_rng(2), 1)

@@ -55,6 +55,7 @@ def test_the_bundled_model_brings_its_own_decoding():
     assert bot.generation_config.num_beams > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [pytest.param("bot", marks=pytest.mark.slow), "beam_bot"])
 def test_replies_are_in_order_and_equal_to_one_by_one(kind, request):
     bot = request.getfixturevalue(kind)
@@ -134,6 +135,7 @@ def test_sampling_repeats_with_its_key_and_varies_with_another(sampling_bot):
     assert len({sampling_bot.reply("Hi!", key=jax.random.key(seed)) for seed in range(8)}) > 1
 
 
+@pytest.mark.long
 def test_equal_utterances_draw_differently_and_the_same_however_they_are_packed(sampling_bot):
     key = jax.random.key(0)
     replies = sampling_bot.replies(["Hi!"] * 8, batch_size=1, key=key)

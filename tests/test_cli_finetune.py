@@ -45,6 +45,7 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+@pytest.mark.long
 def test_it_writes_a_folder_that_chats_and_says_what_it_did(talk, tmp_path):
     out = tmp_path / "bot"
     result = run(talk, "--valid", talk, "--output", out, *QUICK)
@@ -60,6 +61,7 @@ def test_it_writes_a_folder_that_chats_and_says_what_it_did(talk, tmp_path):
     assert Chatbot.from_pretrained(out).configured(max_length=12).reply("Do fish sleep at night?")
 
 
+@pytest.mark.long
 def test_adapters_are_saved_apart_and_merged(talk, tmp_path):
     out = tmp_path / "bot"
     result = run(talk, "--output", out, *QUICK, "--lora-rank", "2", "--lora-target", "fc1", "--learning-rate", "0.01")

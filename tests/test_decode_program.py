@@ -52,6 +52,7 @@ def test_the_loop_holds_one_cache_and_copies_none(beams, natively):
         assert all(np.prod([int(size) for size in shape.split(",")]) < least for shape in copied)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [{"num_beams": 3}, {"num_beams": 1}, {"do_sample": True, "num_return_sequences": 2}],
@@ -81,6 +82,7 @@ def test_a_prompt_wider_than_the_first_segment_is_read_whole(tiny_config, monkey
     np.testing.assert_array_equal(grown.sequences, whole.sequences)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 1}], ids=["beam", "greedy"])
 def test_a_cache_in_bfloat16_takes_half_and_keeps_scores_to_its_precision(tiny_config, settings):
     wide = BlenderbotForConditionalGeneration(tiny_config)

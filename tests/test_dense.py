@@ -106,6 +106,7 @@ def test_products_of_nothing_are_zero_or_empty():
         assert not found.any()
 
 
+@pytest.mark.long
 @needs_native
 @pytest.mark.parametrize("tied", BOTH)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-3)])
@@ -122,10 +123,15 @@ def test_kernels_and_a_tied_head_become_dense_and_logits_stay(tied, dtype, toler
     np.testing.assert_allclose(found, wanted, atol=tolerance)
 
 
+@pytest.mark.long
 @needs_native
 @pytest.mark.parametrize(
     ("changes", "settings"),
-    [({"tie_word_embeddings": False}, {}), ({"normalize_before": False}, {"remat": True}), ({}, {"accumulate": 2})],
+    [
+        ({"tie_word_embeddings": False}, {}),
+        pytest.param({"normalize_before": False}, {"remat": True}, marks=pytest.mark.slow),
+        ({}, {"accumulate": 2}),
+    ],
 )
 def test_a_step_of_training_is_the_one_without_native_products(monkeypatch, changes, settings):
     model = model_of(**changes)

@@ -75,6 +75,7 @@ def assert_same(found):
     assert found.get("beams", 0) == 0
 
 
+@pytest.mark.long
 def test_eight_devices_find_what_one_finds(start):
     [found] = lines(start(devices=8, meshes=[(2, 2, 2)]))
     assert_same(found)
@@ -88,6 +89,7 @@ def test_eight_devices_find_what_one_finds_however_they_are_arranged(start):
         assert_same(found)
 
 
+@pytest.mark.long
 def test_two_processes_find_what_one_finds(start_pair):
     for process in start_pair(meshes=[(2, 1, 2)]):
         [found] = lines(process)

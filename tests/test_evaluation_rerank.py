@@ -69,6 +69,7 @@ def plainly_ranked(bot, reverse, given, weight, per_token):
     return sorted(scored, reverse=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("weight", "per_token"), [(0.0, False), (0.5, False), (0.5, True), (50.0, False)])
 def test_replies_are_ranked_as_one_by_one(bot, reverse, weight, per_token):
     found = rerank(bot, reverse, CHATS, weight=weight, per_token=per_token)

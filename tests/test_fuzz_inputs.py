@@ -101,6 +101,7 @@ MASKS = st.lists(
 )
 
 
+@pytest.mark.long
 @given(ids=IDS, mask=MASKS, dtype=st.sampled_from(["int32", "int8", "uint16", "int64", "float32", "bool", "complex64"]))
 @settings(max_examples=60, **RELAXED)
 def test_masked_ids_do_not_matter_and_wrong_ones_are_refused(ids: list[Any], mask: list[Any], dtype: str):
@@ -176,6 +177,7 @@ def decode_and_check(rules: dict[str, Any], ids: list[list[int]], seed: int) -> 
         assert reply[-1] == 2 or len(reply) == config.max_length
 
 
+@pytest.mark.long
 @given(**DECODED)
 @settings(max_examples=8, **RELAXED)
 def test_replies_keep_to_arbitrary_settings(rules: dict[str, Any], ids: list[list[int]], seed: int):

@@ -95,6 +95,7 @@ def test_quantised_kernels_are_adapted_too(model, params):
     assert float(abs(change - wanted).max()) < 0.2 * float(abs(wanted).max())
 
 
+@pytest.mark.long
 def test_gradients_reach_adapters_alone(model, params):
     adapters = drawn(params, 6)
 

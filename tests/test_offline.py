@@ -339,6 +339,7 @@ generate_corpus(bot, source, output, shard=(int(shard), 2), part_size=3,
 """
 
 
+@pytest.mark.long
 def test_a_shard_that_was_killed_is_run_again_and_nothing_shows(loaded, tmp_path):
     source, output = write(tmp_path, [{"id": n, "text": TEXTS[n % 7]} for n in range(24)]), tmp_path / "output"
 

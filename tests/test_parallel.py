@@ -289,6 +289,7 @@ def test_a_mesh_that_does_not_fit_is_refused_before_weights_are_read(tmp_path, t
 # Computing.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["tiny_config", pytest.param("tiny_small_config", marks=pytest.mark.slow)])
 def test_loss_gradients_and_replies_are_those_of_one_device(request, kind, mesh):
     model = BlenderbotForConditionalGeneration(request.getfixturevalue(kind))
@@ -310,6 +311,7 @@ def test_many_prompts_and_draws_are_those_of_one_device(tiny, mesh):
     assert replies(shard(mesh, params)) == replies(params)
 
 
+@pytest.mark.long
 def test_weights_in_8_bits_give_the_logits_of_one_device(tiny, mesh):
     model, params = tiny
     small, batch = quantize(params), batch_of(model.config, 4)
@@ -351,6 +353,7 @@ def test_a_traced_call_sees_no_mesh(tiny, mesh):
     np.testing.assert_array_equal(together, generate(model, params, ids, config=config).sequences)
 
 
+@pytest.mark.long
 def test_pmap_gives_the_gradient_of_the_whole_batch(tiny):
     model, params = tiny
     devices, batch = len(jax.devices()), batch_of(model.config, 8)

@@ -102,6 +102,7 @@ def test_transformers_reads_the_file(tmp_path):
 CONTEXTS = [[11, 12, 13, *range(40, 60), *PROMPTS[0]], [70, *PROMPTS[1]], PROMPTS[2]]
 
 
+@pytest.mark.long
 def test_rules_look_at_the_context_in_place_of_the_prompt(tiny):
     for prompt, context in zip(PROMPTS, CONTEXTS, strict=True):
         best = decode(next_logits(*tiny, prompt), rules_of(RECIPE, tuple(context)))

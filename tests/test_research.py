@@ -86,6 +86,7 @@ def test_samples_of_vmapped_keys_are_those_of_each_key(tiny):
         np.testing.assert_array_equal(row, generate(model, params, PROMPTS[:2], config=SAMPLES, key=key).sequences)
 
 
+@pytest.mark.long
 def test_scores_of_generated_replies_can_be_differentiated(tiny):
     model, params = tiny
 

@@ -91,6 +91,7 @@ def test_greedy_replies_under_rules_are_those_without_a_draft(model, params, dra
     assert int(drafted.rounds) <= {"same": least, "similar": steps - 1, "unrelated": steps}[kind]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["same", "similar", "unrelated"])
 def test_samples_that_continue_a_prompt_are_those_without_a_draft_for_the_same_keys(model, params, drafts, kind):
     config = GenerationConfig(max_length=25, do_sample=True, num_return_sequences=3)
@@ -138,6 +139,7 @@ def test_once_warm_a_draft_of_another_architecture_compiles_nothing_and_may_draf
     assert_same_replies(drafted, plain)
 
 
+@pytest.mark.long
 def test_tokens_drawn_with_a_draft_follow_the_models_distribution(model, params, drafts):
     """1,000 second tokens, after a forced first, against the model's own probabilities.
 
@@ -264,6 +266,7 @@ def test_ensembles_quantised_drafts_given_encodings_and_mapped_keys_decode_as_wi
     np.testing.assert_array_equal(mapped, np.stack([sequences(key) for key in keys]))
 
 
+@pytest.mark.long
 def test_a_chatbot_drafts_with_another_checkpoint_and_says_the_same():
     bot = Chatbot.from_pretrained("demo").configured(num_beams=1, max_length=12)
     drafting = bot.with_draft(bot.checkpoint, tokens=2)

@@ -40,7 +40,8 @@ class StopAfter:
             os.kill(os.getpid(), self._number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_stopped_and_resumed_equals_one_go_bit_for_bit(model, params, tmp_path, number):
     config = TINY.replace(average=0.9)
     whole = fit(model, params, RandomData(), config)
@@ -55,6 +56,7 @@ def test_stopped_and_resumed_equals_one_go_bit_for_bit(model, params, tmp_path, 
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.long
 def test_the_best_validation_wins_and_patience_ends(model, params, tmp_path):
     valid = [batch(50), batch(51)]
     config = TINY.replace(steps=40, learning_rate=0.03, patience=2)  # so fast that it soon forgets
@@ -74,6 +76,7 @@ def test_the_best_validation_wins_and_patience_ends(model, params, tmp_path):
     assert (again.ended, again.step) == ("no improvement", trained.step)
 
 
+@pytest.mark.long
 def test_adapters_are_trained_beside_frozen_weights(model, params):
     config = TINY.replace(lora=LoraConfig(rank=2), learning_rate=0.01)
     trained = fit(model, params, RandomData(), config)
@@ -84,6 +87,7 @@ def test_adapters_are_trained_beside_frozen_weights(model, params):
     assert float(out.loss) != float(before.loss)
 
 
+@pytest.mark.long
 def test_a_plateau_halves_the_rate_until_the_end(model, params, tmp_path):
     config = TINY.replace(steps=12, learning_rate=0.03, schedule="plateau", patience=1)
     trained = fit(model, params, RandomData(), config, valid=[batch(50)], folder=tmp_path, log_every=1)
@@ -119,6 +123,7 @@ def test_a_line_that_was_cut_off_is_left_out_of_the_log(tmp_path):
     assert read_log(tmp_path) == [{"step": 1, "train/loss": 2.0}]
 
 
+@pytest.mark.long
 def test_curves_are_drawn(model, params, tmp_path):
     pytest.importorskip("matplotlib", reason="curves need matplotlib")
     fit(model, params, RandomData(), TINY, valid=[batch(50)], folder=tmp_path, log_every=1)

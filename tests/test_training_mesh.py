@@ -18,6 +18,7 @@ def model(tiny_config):
     return BlenderbotForConditionalGeneration(tiny_config.replace(**sizes, **heads))
 
 
+@pytest.mark.long
 def test_fit_over_a_mesh_equals_one_device_and_is_resumed_on_another_mesh(model, tmp_path):
     params = model.init_params(jax.random.key(0))
     config = TINY.replace(optimizer="adamw", steps=4, weight_decay=0.01, average=0.5)

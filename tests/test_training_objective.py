@@ -64,6 +64,7 @@ def test_unlikelihood_counts_each_earlier_word_once_and_never_the_label(model, p
     np.testing.assert_allclose(sums.objective, wanted, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_batch_without_labels_has_finite_gradients(model, params):
     given = {**batch(3), "labels": np.full((4, 6), -100, np.int32)}
     config = TINY.replace(label_smoothing=0.1, unlikelihood=1.0)

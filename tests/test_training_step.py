@@ -38,6 +38,7 @@ def run(model, params, config, batches=range(3), frozen=None):
     return state, seen
 
 
+@pytest.mark.long
 def test_an_update_is_the_optimiser_over_the_mean_loss(model, params):
     config, given = TINY.replace(optimizer="adamw", weight_decay=0.1, clip_norm=0.5), batch(0)
 
@@ -56,6 +57,7 @@ def test_an_update_is_the_optimiser_over_the_mean_loss(model, params):
     assert int(state.step) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parts", [2, 4])
 def test_accumulated_equals_unaccumulated(model, params, parts):
     config = TINY.replace(optimizer="sgd", learning_rate=0.1)  # a step of Adam hides the size of a gradient
@@ -65,6 +67,7 @@ def test_accumulated_equals_unaccumulated(model, params, parts):
     assert largest_difference(whole.trained, split.trained) < 1e-6
 
 
+@pytest.mark.long
 def test_rematerialised_layers_give_the_same_gradients(model, params):
     config = TINY.replace(optimizer="sgd", learning_rate=0.1)
     kept, _ = run(model, params, config, range(1))
@@ -82,6 +85,7 @@ def _ids():
     return given["input_ids"], given["attention_mask"], np.ones((4, 3), np.int32)
 
 
+@pytest.mark.long
 def test_half_precision_computes_and_full_precision_keeps(model, params):
     state, seen = run(model, params, TINY.replace(dtype="bfloat16"))
     full, _ = run(model, params, TINY)
@@ -92,6 +96,7 @@ def test_half_precision_computes_and_full_precision_keeps(model, params):
     assert all(np.isfinite(float(one.loss)) for one in seen)
 
 
+@pytest.mark.long
 def test_dropout_follows_from_seed_and_step_alone(tiny_config, params):
     noisy = BlenderbotForConditionalGeneration(tiny_config.replace(dropout=0.3))
     config = TINY.replace(optimizer="sgd")
@@ -108,6 +113,7 @@ def test_the_running_mean_follows_slowly(model, params):
     assert best_weights(init_state(params, TINY)) is not None
 
 
+@pytest.mark.long
 def test_adapters_alone_are_trained_and_carry_the_change(model, params):
     config = TINY.replace(lora=LoraConfig(rank=2, targets=("q_proj", "fc2")), learning_rate=0.05)
     state, seen = run(model, params, config, [0] * 12, frozen=params)
@@ -136,6 +142,7 @@ def test_rates_rise_and_fall_as_the_schedule_says():
     np.testing.assert_allclose([flat(0), flat(100)], [3e-3, 3e-3])
 
 
+@pytest.mark.long
 def test_a_plateau_halves_the_rate(model, params):
     config = TINY.replace(optimizer="sgd", clip_norm=None)
     state = init_state(params, config)

@@ -56,7 +56,7 @@ def adamw(reference):
 @pytest.mark.parametrize(
     ("theirs", "ours"),
     [
-        (sgd, {"optimizer": "sgd", "learning_rate": 0.05}),
+        pytest.param(sgd, {"optimizer": "sgd", "learning_rate": 0.05}, marks=pytest.mark.slow),
         (adamw, {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.1, "accumulate": 2}),
     ],
 )
