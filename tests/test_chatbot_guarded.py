@@ -74,6 +74,7 @@ def test_warming_up_compiles_what_a_guarded_bot_decodes_with(bot):
     assert (len(warmed), later) == (1, [])
 
 
+@pytest.mark.long
 def test_many_are_filtered_each_on_its_own_and_keep_their_places(bot, said):
     texts = ["Do you like music?", "Tell me about rock bands.", "Hi!"]
     plain, counted = bot.replies(texts), []

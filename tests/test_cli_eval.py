@@ -64,6 +64,7 @@ def examples(bot, path, **options):
 # ---- eval ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_eval_prints_and_writes_what_evaluate_finds(files, bot, tmp_path):
     report, replies = tmp_path / "out" / "report.json", tmp_path / "replies.jsonl"
     printed = output("eval", *files, *FAST, "--output", report, "--replies", replies)
@@ -173,6 +174,7 @@ def test_self_chat_writes_what_the_models_say(bot, tmp_path):
     assert f"2 dialogues in {path}" in " ".join(printed.split())
 
 
+@pytest.mark.long
 def test_self_chat_draws_dialogues_by_a_seed(bot, tmp_path):
     path = tmp_path / "talk.jsonl"
 

@@ -23,6 +23,7 @@ WITH_EXAMPLES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(WITH_EXAMPLES - ELSEWHERE))
 def test_docstring_examples_print_what_they_show(name: str, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -62,6 +62,7 @@ def test_many_dialogues_are_those_held_one_by_one(bot):
     assert self_chat(bot, openings=given, turns=4, personas=personas) != found
 
 
+@pytest.mark.long
 def test_a_dialogue_draws_the_same_whatever_others_are_held_beside_it(sampling_bot):
     key = jax.random.key(3)
     many = self_chat(sampling_bot, openings=["Hi!"] * 4, turns=3, key=key)

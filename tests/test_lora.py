@@ -43,6 +43,7 @@ def logits(model, params, rows=slice(None)):
     return model.apply({"params": params}, IDS[rows], (IDS[rows] != 0).astype(np.int32), REPLIES[rows]).logits
 
 
+@pytest.mark.long
 def test_new_adapters_change_nothing(model, params):
     adapters = init_lora(params, CONFIG, jax.random.key(1))
     assert all(float(abs(one.down).max()) > 0 for one in adapters.values())
@@ -69,6 +70,7 @@ def test_beside_or_merged_it_is_the_dense_update_that_it_stands_for(model, param
     np.testing.assert_allclose(beside, logits(model, merged), atol=1e-5)
 
 
+@pytest.mark.long
 def test_rows_of_a_batch_have_their_own(model, params):
     bank = [drawn(params, seed) for seed in (3, 4)]
     mixed = logits(model, attach(params, by_row(bank, [1, -1, 0]), CONFIG))

@@ -160,6 +160,7 @@ def test_a_quantised_model_says_about_the_same_in_every_way_it_is_used(demo):
     assert np.corrcoef(*(np.asarray(each).ravel() for each in alone))[0, 1] > 0.999
 
 
+@pytest.mark.long
 def test_the_members_of_an_ensemble_are_quantised_each(tiny_config):
     model = BlenderbotForConditionalGeneration(tiny_config)
     trees = tuple(model.init_params(jax.random.key(seed)) for seed in range(2))
@@ -338,6 +339,7 @@ def test_transformers_takes_a_quantised_folder_for_none_of_its_own(small_demo):
 # The commands
 
 
+@pytest.mark.long
 def test_reply_answers_with_int8_weights_however_they_were_made(small_demo):
     fast = ("--beams", "1", "--max-length", "12")
     wanted = Chatbot.from_pretrained("demo", quantize="int8").configured(num_beams=1, max_length=12).reply("Hi!")
@@ -358,6 +360,7 @@ def test_convert_says_what_it_wrote(tmp_path):
     assert "3,488,064 parameters in int8 and the rest as it was stored, 5.2 MB" in said.stdout
 
 
+@pytest.mark.long
 def test_explain_refuses_gradients_that_are_undefined(small_demo):
     for loading in (("--quantize", "int8"), ("--model", small_demo)):
         said = run("explain", *loading, "Hi!", "Hello.")

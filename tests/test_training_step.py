@@ -106,6 +106,7 @@ def test_dropout_follows_from_seed_and_step_alone(tiny_config, params):
     assert largest_difference(one.trained, other.trained) > 0
 
 
+@pytest.mark.long
 def test_the_running_mean_follows_slowly(model, params):
     state, _ = run(model, params, TINY.replace(average=0.75), range(1))
     wanted = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params, state.trained)
@@ -126,6 +127,7 @@ def test_adapters_alone_are_trained_and_carry_the_change(model, params):
     np.testing.assert_allclose(*both, rtol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "adamax", "sgd"])
 def test_every_optimiser_lowers_the_loss(model, params, optimizer):
     rate = 0.5 if optimizer == "sgd" else 3e-3
