@@ -79,7 +79,7 @@ class Variant:
         if self.definition.kind == "flax":
             width *= 2  # its converter from PyTorch's file leaves a second copy
         if while_loading and self.precision == "int8":
-            width += 0.5 if self.definition.kind == "ours" else 2
+            width += 0.5 if self.definition.kind == "ours" else 2  # a few kernels at a time, or all, as they are read
         return _OVERHEAD + 1.1 * width * count_parameters(config_of(size))
 
 

@@ -15,7 +15,7 @@ from blenderbot_jax.dialogue import Conversation
 from blenderbot_jax.generation import Draft, GenerationConfig, ParlaiConfig
 from blenderbot_jax.generation.many import Packing, generate_many
 from blenderbot_jax.generation.phrases import block_list
-from blenderbot_jax.preparation import prepare
+from blenderbot_jax.preparation import prepare, shared_arrays
 from blenderbot_jax.presentable import presentable
 from blenderbot_jax.pretrained import Checkpoint
 from blenderbot_jax.responses import Alternative, Prompt, Response, refused, responded
@@ -164,13 +164,13 @@ class Chatbot:
         Args:
             prompts: B, those that are usually answered together.
             donate: whether this bot's own weights may be used up, so that memory holds them once; no other bot of the
-                same checkpoint can answer then.
+                same checkpoint can answer then. Without effect where a draft shares arrays with the model.
         """
         checkpoint, config = self.checkpoint, self.generation_config
         rows, draft = prompts * max(config.num_beams or 1, config.num_return_sequences or 1), self.draft
         if draft is not None:
-            alone = donate and draft.params is not checkpoint.params
-            draft = replace(draft, params=prepare(draft.model, draft.params, rows=rows, donate=alone))
+            donate = donate and not shared_arrays(draft.params, checkpoint.params)
+            draft = replace(draft, params=prepare(draft.model, draft.params, rows=rows, donate=donate))
             # The model reads all drafted tokens in one step.
             rows *= draft.tokens + 1
         params = prepare(checkpoint.model, checkpoint.params, rows=rows, donate=donate)

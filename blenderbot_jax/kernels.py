@@ -183,7 +183,7 @@ class BlockedInt8Kernel:
         inner = values.shape[1]
         # Four values are moved as one word; raising each by 128 turns its highest bit.
         words = _padded(xp, values, native.COLUMNS, _UNIT).view(xp.uint32)
-        raised = words.reshape(-1, native.COLUMNS, words.shape[1]).swapaxes(1, 2) ^ xp.uint32(_RAISED_WORD)
+        raised = words.reshape(-1, native.COLUMNS, words.shape[1]).swapaxes(1, 2) ^ xp.uint32(_RAISED * 0x01010101)
         blocks = _contiguous(xp, raised).view(xp.uint8).reshape(*raised.shape, _UNIT)
         return cls(jax.device_put(blocks), kernel.scales, inner)
 
@@ -224,7 +224,7 @@ def is_native(params: Any) -> bool:
 
 _TINY = 1e-30
 # Inputs that one instruction multiplies and adds up, and by how much it wants one side raised.
-_UNIT, _RAISED, _RAISED_WORD = 4, 128, 0x80808080
+_UNIT, _RAISED = 4, 128
 
 
 def _widened(x: jax.Array, values: jax.Array, scales: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """prepare: parameters in the form that this machine decodes with fastest."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,9 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
             correctly, but maybe slower.
         natively: False leaves all to XLA, so that the result can be exported or lowered for another machine; None takes
             `native` where it is available, and True insists.
-        donate: whether the parameters may be used up, as `jax.jit` uses up what it is donated: a leaf that gets another
-            form is deleted as soon as that is there, so that memory holds the model once and not twice.
+        donate: whether the parameters may be used up, as `jax.jit` uses up what it is donated: an array that gets
+            another form is deleted as soon as that is there, so that memory holds the model once and not twice. One
+            that stands in several places, such as in two members of an ensemble, is kept.
 
     Returns:
         Parameters of the same tree, with some kernels in another form, and maybe an `lm_head`. They are for decoding
@@ -63,17 +65,21 @@ def prepare(model: Any, params: Any, *, rows: int = 1, natively: bool | None = N
         )
     if natively and mesh_of(params) is not None:
         raise RuntimeError("native kernels read parameters that lie whole on one device: load them without a mesh")
-    return _prepared(model, params, rows, there if natively is None else natively, donate)
+    natively = there if natively is None else natively
+    return _prepared(model, params, rows, natively, shared_arrays(params) if donate else None)
 
 
-def _prepared(model: Any, params: Any, rows: int, natively: bool, donate: bool) -> Any:
+def shared_arrays(*trees: Any) -> set[int]:
+    """The ids of the arrays that stand in more than one place of some parameter trees."""
+    places = Counter(map(id, jax.tree.leaves(trees)))
+    return {array for array, count in places.items() if count > 1}
+
+
+def _prepared(model: Any, params: Any, rows: int, natively: bool, spared: set[int] | None) -> Any:
+    """`prepare`, which frees what gets another form but for the arrays of these ids; None frees nothing."""
     members = getattr(model, "members", None)
     if members is not None:
-        trees = [id(tree) for tree in params]  # one that two members share is still needed when the first is prepared
-        return tuple(
-            _prepared(one, tree, rows, natively, donate and trees.count(id(tree)) == 1)
-            for one, tree in zip(members, params, strict=True)
-        )
+        return tuple(_prepared(one, tree, rows, natively, spared) for one, tree in zip(members, params, strict=True))
     whole = mesh_of(params) is None
     natively = whole and natively and _is_native_dtype(model.dtype, rows)
     blocked = whole and not natively and blocks_pay(model.dtype, rows)
@@ -85,8 +91,8 @@ def _prepared(model: Any, params: Any, rows: int, natively: bool, donate: bool) 
             made = _native_form(made)
         elif blocked and _reads_steps(name) and not _is_int8(leaf):
             made = _packed(made)
-        if donate:
-            _delete(leaf, made)
+        if spared is not None:
+            _delete(leaf, made, spared)
         return made
 
     made = jax.tree_util.tree_map_with_path(form, params, is_leaf=_is_int8)
@@ -95,9 +101,9 @@ def _prepared(model: Any, params: Any, rows: int, natively: bool, donate: bool) 
     return _with_head(made, BlockedKernel.pack) if blocked and _is_large(_embedding(made)) else made
 
 
-def _delete(old: Any, new: Any) -> None:
+def _delete(old: Any, new: Any, spared: set[int]) -> None:
     """Free the arrays of a leaf that its new form does without."""
-    kept = {id(array) for array in jax.tree.leaves(jax.block_until_ready(new))}
+    kept = spared | {id(array) for array in jax.tree.leaves(jax.block_until_ready(new))}
     for array in jax.tree.leaves(old):
         if isinstance(array, jax.Array) and id(array) not in kept:
             array.delete()

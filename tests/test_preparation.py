@@ -129,6 +129,18 @@ def test_donated_parameters_are_freed_one_by_one_and_the_result_is_the_same(
         assert held[-1] < held[0]
 
 
+def test_an_array_in_two_places_is_not_freed(tiny_config):
+    model = BlenderbotForConditionalGeneration(tiny_config, dtype=jnp.bfloat16)
+    params = jax.tree.map(jnp.array, golden_params(model))
+    first, second = params["model"]["decoder"]["layers"]["0"], params["model"]["decoder"]["layers"]["1"]
+    second["fc1"] = first["fc1"]
+    alone = first["fc2"]["kernel"]
+    found = prepare(model, params, natively=False, donate=True)["model"]["decoder"]["layers"]
+    np.testing.assert_array_equal(found["0"]["fc1"]["kernel"], found["1"]["fc1"]["kernel"])
+    assert alone.is_deleted()
+    assert not first["fc1"]["kernel"].is_deleted()
+
+
 def test_what_two_members_share_is_not_freed_before_the_second_is_prepared(tiny_config):
     model = BlenderbotForConditionalGeneration(tiny_config)
     shared, alone = (jax.tree.map(jnp.array, golden_params(model)) for _ in range(2))

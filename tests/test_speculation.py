@@ -275,8 +275,11 @@ def test_a_chatbot_drafts_with_another_checkpoint_and_says_the_same():
     assert drafting.reply("Do you like music?") == said
     prepared = drafting.prepared()
     assert jax.tree.structure(prepared.draft.params) == jax.tree.structure(prepared.checkpoint.params)
-    # The draft's weights are the model's own here: they are not used up before the model is packed.
-    assert drafting.prepared(donate=True).reply("Do you like music?") == said
+    # The draft's weights are the model's own here, or share what is not a kernel: they are not used up.
+    quantised = bot.with_draft(dataclasses.replace(bot.checkpoint, params=quantize(bot.checkpoint.params)), tokens=2)
+    for shared in (drafting, quantised):
+        assert shared.prepared(donate=True).reply("Do you like music?") == said
+    assert bot.reply("Do you like music?") == said
 
 
 def test_a_draft_with_another_tokenizer_is_refused():
